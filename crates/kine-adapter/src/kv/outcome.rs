@@ -1,0 +1,59 @@
+//! What raft-sqlite's errors mean here: the one place that knows both.
+
+use super::writer::Refusal;
+use crate::error::KvError;
+use raft_sqlite::{CallError, ReadError, WriteError};
+
+/// How an attempt to write failed.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// It had no effect, for a reason that may pass: try again, on whoever leads then.
+    TryLater,
+    /// It had no effect, and there is nothing to wait for: try again at once.
+    TryAgain,
+    /// This is the answer.
+    For(KvError),
+}
+
+pub(super) fn of_write(error: WriteError<Refusal>) -> Failed {
+    match error {
+        WriteError::NotLeader { .. } | WriteError::Rejected(_) => Failed::TryLater,
+        WriteError::Sql(error) => Failed::For(KvError::Internal(error.to_string())),
+        WriteError::Overloaded => Failed::For(KvError::TooManyRequests),
+        WriteError::TooLarge { .. } => Failed::For(KvError::RequestTooLarge),
+        WriteError::DiskFull => Failed::For(KvError::NoSpace),
+        WriteError::Closure(Refusal::Kv(error)) => Failed::For(error),
+        WriteError::Closure(Refusal::Again) => Failed::TryAgain,
+        WriteError::OutcomeUnknown(reason) => {
+            tracing::debug!(reason, "the outcome of a write is not known");
+            Failed::For(KvError::Timeout)
+        }
+        WriteError::Fatal(reason) => Failed::For(KvError::Internal(reason)),
+    }
+}
+
+pub(super) fn of_call(error: CallError) -> Failed {
+    match error {
+        CallError::NoLeader | CallError::NotSent(_) => Failed::TryLater,
+        CallError::OutcomeUnknown(reason) => {
+            tracing::debug!(reason, "the outcome of a forwarded write is not known");
+            Failed::For(KvError::TimeoutDueToConnectionLost)
+        }
+        // What the handler answers if it does not lead (any more): it did nothing.
+        CallError::Handler(bytes) => match KvError::decode(&bytes) {
+            KvError::NotLeader => Failed::TryLater,
+            error => Failed::For(error),
+        },
+    }
+}
+
+pub(super) fn of_read(error: ReadError) -> KvError {
+    match error {
+        ReadError::NoLeader(_) => KvError::NoLeader,
+        ReadError::Timeout(_) => KvError::Timeout,
+        ReadError::Overloaded => KvError::TooManyRequests,
+        other @ (ReadError::NoSuchDatabase(_) | ReadError::Sql(_) | ReadError::Fatal(_)) => {
+            KvError::Internal(other.to_string())
+        }
+    }
+}

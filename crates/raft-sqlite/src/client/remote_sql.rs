@@ -1,0 +1,252 @@
+//! The built-in handler that runs SQL batches on the leader, and its messages.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use prost::Message as _;
+use rusqlite::Connection;
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+
+use super::sql::{Executed, Rows, SqlError};
+use crate::error::WriteError;
+use crate::network::proto;
+use crate::network::proto::sql_failure::Kind;
+use crate::node::{CallHandler, Node};
+use crate::page::Version;
+
+/// Name of the built-in handler.
+pub(crate) const HANDLER: &str = "raft-sqlite.sql";
+
+pub(super) fn to_proto_value(value: &Value) -> proto::SqlValue {
+    use proto::sql_value::Value as Wire;
+    let value = match value {
+        Value::Null => Wire::Null(true),
+        Value::Integer(number) => Wire::Integer(*number),
+        Value::Real(number) => Wire::Real(*number),
+        Value::Text(text) => Wire::Text(text.clone()),
+        Value::Blob(bytes) => Wire::Blob(Bytes::copy_from_slice(bytes)),
+    };
+    proto::SqlValue { value: Some(value) }
+}
+
+fn from_proto_value(value: proto::SqlValue) -> Value {
+    use proto::sql_value::Value as Wire;
+    match value.value {
+        None | Some(Wire::Null(_)) => Value::Null,
+        Some(Wire::Integer(number)) => Value::Integer(number),
+        Some(Wire::Real(number)) => Value::Real(number),
+        Some(Wire::Text(text)) => Value::Text(text),
+        Some(Wire::Blob(bytes)) => Value::Blob(bytes.to_vec()),
+    }
+}
+
+fn parameter(value: Option<&proto::SqlValue>) -> ToSqlOutput<'_> {
+    use proto::sql_value::Value as Wire;
+    ToSqlOutput::Borrowed(match value.and_then(|value| value.value.as_ref()) {
+        None | Some(Wire::Null(_)) => ValueRef::Null,
+        Some(Wire::Integer(number)) => ValueRef::Integer(*number),
+        Some(Wire::Real(number)) => ValueRef::Real(*number),
+        Some(Wire::Text(text)) => ValueRef::Text(text.as_bytes()),
+        Some(Wire::Blob(bytes)) => ValueRef::Blob(bytes),
+    })
+}
+
+/// What one statement gave.
+pub(super) struct StatementResult {
+    pub rows: Rows,
+    pub rows_affected: u64,
+    pub last_insert_rowid: i64,
+}
+
+/// Runs one statement on any connection.
+pub(super) fn run_statement(
+    connection: &Connection,
+    statement: &proto::SqlStatement,
+) -> Result<StatementResult, rusqlite::Error> {
+    let before = connection.total_changes();
+    let mut prepared = connection.prepare_cached(&statement.sql)?;
+    let mut position = 0;
+    for given in &statement.parameters {
+        let index = match given.name.as_str() {
+            "" => {
+                position += 1;
+                position
+            }
+            name => prepared
+                .parameter_index(name)?
+                .ok_or_else(|| rusqlite::Error::InvalidParameterName(name.to_owned()))?,
+        };
+        prepared.raw_bind_parameter(index, parameter(given.value.as_ref()))?;
+    }
+    let columns: Vec<String> = prepared
+        .column_names()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    let width = columns.len();
+    let mut rows = Vec::new();
+    let mut cursor = prepared.raw_query();
+    while let Some(row) = cursor.next()? {
+        rows.push(
+            (0..width)
+                .map(|column| row.get(column))
+                .collect::<Result<Vec<Value>, _>>()?,
+        );
+    }
+    drop(cursor);
+    Ok(StatementResult {
+        rows: Rows { columns, rows },
+        rows_affected: connection.total_changes().saturating_sub(before),
+        last_insert_rowid: connection.last_insert_rowid(),
+    })
+}
+
+fn sql_error(error: &rusqlite::Error, statement: usize) -> SqlError {
+    let extended_code = error.sqlite_error().map_or(1, |error| error.extended_code);
+    SqlError {
+        extended_code,
+        message: error.to_string(),
+        statement,
+    }
+}
+
+/// The leader's end.
+pub(crate) struct SqlHandler {
+    node: std::sync::Weak<crate::node::NodeInner>,
+}
+
+impl SqlHandler {
+    pub fn new(node: std::sync::Weak<crate::node::NodeInner>) -> Self {
+        Self { node }
+    }
+}
+
+impl CallHandler for SqlHandler {
+    fn call(&self, payload: Bytes) -> BoxFuture<'static, Result<Bytes, Bytes>> {
+        let node = self.node.clone();
+        Box::pin(async move {
+            let rejected = |text: String| encode_failure(&WriteError::Rejected(text));
+            let inner = node
+                .upgrade()
+                .ok_or_else(|| rejected("the node stops".into()))?;
+            let batch =
+                proto::SqlBatch::decode(payload).map_err(|error| rejected(error.to_string()))?;
+            let database = Node { inner }.database(&batch.database);
+            let statements = batch.statements;
+            let results = database
+                .write(move |context| {
+                    let run = |(index, statement)| {
+                        run_statement(context.connection(), statement)
+                            .map_err(|error| sql_error(&error, index))
+                    };
+                    statements
+                        .iter()
+                        .enumerate()
+                        .map(run)
+                        .collect::<Result<Vec<_>, SqlError>>()
+                })
+                .await
+                .map_err(|error| encode_failure(&error))?;
+            let version = database
+                .node()
+                .database_statistics(&batch.database)
+                .map_or(0, |now| now.version);
+            Ok(encode_reply(results, version))
+        })
+    }
+}
+
+fn encode_reply(results: Vec<StatementResult>, version: u64) -> Bytes {
+    let results = results
+        .into_iter()
+        .map(|result| proto::SqlResult {
+            columns: result.rows.columns,
+            rows: result
+                .rows
+                .rows
+                .iter()
+                .map(|row| proto::SqlRow {
+                    values: row.iter().map(to_proto_value).collect(),
+                })
+                .collect(),
+            rows_affected: result.rows_affected,
+            last_insert_rowid: result.last_insert_rowid,
+        })
+        .collect();
+    Bytes::from(proto::SqlBatchReply { results, version }.encode_to_vec())
+}
+
+pub(super) fn decode_reply(bytes: &[u8]) -> Result<Vec<Executed>, prost::DecodeError> {
+    let reply = proto::SqlBatchReply::decode(bytes)?;
+    let version = Version(reply.version);
+    let executed = |result: proto::SqlResult| Executed {
+        rows_affected: result.rows_affected,
+        last_insert_rowid: result.last_insert_rowid,
+        rows: Rows {
+            columns: result.columns,
+            rows: result
+                .rows
+                .into_iter()
+                .map(|row| row.values.into_iter().map(from_proto_value).collect())
+                .collect(),
+        },
+        version,
+    };
+    Ok(reply.results.into_iter().map(executed).collect())
+}
+
+fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
+    let (kind, extended_code, statement) = match error {
+        WriteError::Closure(error) => (Kind::Sql, error.extended_code, error.statement as u32),
+        WriteError::NotLeader { .. } => (Kind::NotLeader, 0, 0),
+        WriteError::Overloaded => (Kind::Overloaded, 0, 0),
+        WriteError::TooLarge { .. } => (Kind::TooLarge, 0, 0),
+        WriteError::DiskFull => (Kind::DiskFull, 0, 0),
+        WriteError::OutcomeUnknown(_) => (Kind::OutcomeUnknown, 0, 0),
+        WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
+        WriteError::Sql(_) | WriteError::Rejected(_) => (Kind::Rejected, 0, 0),
+    };
+    let message = match error {
+        WriteError::Closure(error) => error.message.clone(),
+        WriteError::TooLarge { limit_bytes } => limit_bytes.to_string(),
+        WriteError::OutcomeUnknown(why) | WriteError::Fatal(why) | WriteError::Rejected(why) => {
+            why.clone()
+        }
+        other => other.to_string(),
+    };
+    Bytes::from(
+        proto::SqlFailure {
+            kind: kind.into(),
+            message,
+            extended_code,
+            statement,
+        }
+        .encode_to_vec(),
+    )
+}
+
+pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
+    let failure = match proto::SqlFailure::decode(bytes) {
+        Ok(failure) => failure,
+        Err(error) => {
+            return WriteError::OutcomeUnknown(format!(
+                "the leader's error could not be read: {error}"
+            ));
+        }
+    };
+    match Kind::try_from(failure.kind) {
+        Ok(Kind::Sql) => WriteError::Closure(SqlError {
+            extended_code: failure.extended_code,
+            message: failure.message,
+            statement: failure.statement as usize,
+        }),
+        Ok(Kind::NotLeader) => WriteError::NotLeader { leader: None },
+        Ok(Kind::Rejected) => WriteError::Rejected(failure.message),
+        Ok(Kind::Overloaded) => WriteError::Overloaded,
+        Ok(Kind::TooLarge) => WriteError::TooLarge {
+            limit_bytes: failure.message.parse().unwrap_or(0),
+        },
+        Ok(Kind::DiskFull) => WriteError::DiskFull,
+        Ok(Kind::OutcomeUnknown) | Err(_) => WriteError::OutcomeUnknown(failure.message),
+        Ok(Kind::Fatal) => WriteError::Fatal(failure.message),
+    }
+}

@@ -1,0 +1,408 @@
+//! openraft's network on [`crate::network`].
+//!
+//! Appends are pipelined: one bidirectional stream carries requests as fast as openraft makes them, the answers come back in order
+//! (openraft's default would wait for each). Votes, heartbeats and snapshots are calls of their own; heartbeats and snapshots run over
+//! connections of their own, so that they never wait behind log entries.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream, StreamExt as _};
+use openraft::OptionalSend;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::machine::{PinnedSnapshot, SnapshotData};
+use super::types::{PeerNode, TypeConfig, Vote, encode_membership};
+use super::wire;
+use crate::network::channels::{Channels, Client, Purpose};
+use crate::network::proto;
+use crate::state_machine::snapshot::{Chunk, Outgoing};
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
+type AppendResults<'a> =
+    BoxStream<'a, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+/// Chunks of a snapshot made ahead of the network.
+const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
+
+/// Makes connections to peers.
+#[derive(Clone, Debug)]
+pub struct Transport {
+    channels: Channels,
+    /// How long an append or a vote may go unanswered.
+    answer_timeout: Duration,
+}
+
+impl Transport {
+    pub fn new(channels: Channels, answer_timeout: Duration) -> Self {
+        Self {
+            channels,
+            answer_timeout,
+        }
+    }
+
+    fn peer(&self, target: u64, node: &PeerNode, purpose: Purpose) -> Peer {
+        Peer {
+            target,
+            urls: node.peer_urls.clone(),
+            next_url: 0,
+            purpose,
+            channels: self.channels.clone(),
+            answer_timeout: self.answer_timeout,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Transport {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        self.peer(target, node, Purpose::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        self.peer(target, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        self.peer(target, node, Purpose::Snapshot)
+    }
+}
+
+/// One peer, for one purpose.
+#[derive(Debug)]
+pub struct Peer {
+    target: u64,
+    urls: Vec<String>,
+    /// Which address to use: moves on when one does not answer.
+    next_url: usize,
+    purpose: Purpose,
+    channels: Channels,
+    answer_timeout: Duration,
+}
+
+impl Peer {
+    fn client(&self) -> Result<Client, RPCError<TypeConfig>> {
+        let url = self
+            .urls
+            .get(self.next_url % self.urls.len().max(1))
+            .ok_or_else(|| {
+                unreachable(&io::Error::other(format!(
+                    "member {:016x} has no peer address",
+                    self.target
+                )))
+            })?;
+        self.channels
+            .client(self.target, url, self.purpose)
+            .map_err(|text| unreachable(&io::Error::other(text)))
+    }
+
+    /// One call with a time-out.
+    async fn call<T>(
+        &mut self,
+        timeout: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        let answer = match tokio::time::timeout(timeout, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(tonic::Status::deadline_exceeded(
+                "the peer did not answer in time",
+            )),
+        };
+        match answer {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => {
+                self.next_url = self.next_url.wrapping_add(1);
+                Err(from_status(&status, self.target))
+            }
+        }
+    }
+}
+
+fn unreachable(error: &io::Error) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+/// A peer that does not answer is left alone for a while (back-off); one that answers with an error is asked again.
+fn from_status(status: &tonic::Status, target: u64) -> RPCError<TypeConfig> {
+    let error = io::Error::other(format!(
+        "member {target:016x}: {}: {}",
+        status.code(),
+        status.message()
+    ));
+    match status.code() {
+        tonic::Code::FailedPrecondition => {
+            tracing::warn!("{error}");
+            unreachable(&error)
+        }
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => unreachable(&error),
+        _ => RPCError::Network(NetworkError::new(&error)),
+    }
+}
+
+fn undecodable(error: io::Error) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.client()?;
+        let message = wire::to_append(&request);
+        let answer = self
+            .call(self.answer_timeout, client.heartbeat(message))
+            .await?;
+        wire::from_append_response(answer).map_err(undecodable)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<AppendResults<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.purpose == Purpose::Heartbeat {
+            return openraft::network::stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let mut client = self.client()?;
+            let sent = Arc::new(SendTimes::default());
+            let clock = sent.clone();
+            let requests = input.map(move |request| {
+                clock.sent();
+                wire::to_append(&request)
+            });
+            let timeout = self.answer_timeout;
+            let responses = self.call(timeout, client.append(requests)).await?;
+            let target = self.target;
+            let results = futures_util::stream::unfold(Some(responses), move |responses| {
+                let sent = sent.clone();
+                async move {
+                    let mut responses = responses?;
+                    let answer = match sent.next_answer(&mut responses, timeout).await {
+                        None => return None,
+                        Some(Ok(answer)) => wire::from_append_result(answer).map_err(undecodable),
+                        Some(Err(status)) => Err(from_status(&status, target)),
+                    };
+                    let go_on = matches!(answer, Ok(Ok(_)));
+                    Some((answer, go_on.then_some(responses)))
+                }
+            });
+            Ok(Box::pin(results) as AppendResults<'s>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.client()?;
+        let answer = self
+            .call(
+                self.answer_timeout,
+                client.vote(wire::to_vote_request(&request)),
+            )
+            .await?;
+        wire::from_vote_response(answer).map_err(undecodable)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.client()?;
+        let answer = self
+            .call(
+                self.answer_timeout,
+                client.pre_vote(wire::to_vote_request(&request)),
+            )
+            .await?;
+        wire::from_vote_response(answer).map_err(undecodable)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client().map_err(StreamingError::from)?;
+        let state = match snapshot.snapshot {
+            SnapshotData::Pinned(PinnedSnapshot(state)) => state,
+            SnapshotData::Received(_) => {
+                let error = io::Error::other("a received snapshot cannot be sent on");
+                return Err(StreamingError::from(undecodable(error)));
+            }
+        };
+        let header = proto::SnapshotHeader {
+            vote: Some(wire::to_vote(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::to_log_id),
+            membership_log_id: snapshot
+                .meta
+                .last_membership
+                .log_id()
+                .as_ref()
+                .map(wire::to_log_id),
+            membership: encode_membership(snapshot.meta.last_membership.membership()),
+            databases: state.databases.len() as u32,
+        };
+        let (chunks, receiver) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
+        let reader = tokio::task::spawn_blocking(move || {
+            let header = proto::SnapshotChunk {
+                chunk: Some(proto::snapshot_chunk::Chunk::Header(header)),
+            };
+            if chunks.blocking_send(header).is_err() {
+                return;
+            }
+            for chunk in Outgoing::new(state) {
+                match chunk {
+                    Ok(chunk) => {
+                        if chunks.blocking_send(to_chunk(chunk)).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        // The stream ends early, which the receiver takes for what it is: an incomplete snapshot.
+                        tracing::error!(%error, "a page of a snapshot could not be read: the transfer is given up");
+                        return;
+                    }
+                }
+            }
+        });
+        let answer = tokio::select! {
+            answer = client.snapshot(ReceiverStream::new(receiver)) => answer,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        reader.abort();
+        match answer {
+            Ok(answer) => {
+                let vote = wire::from_vote(answer.into_inner().vote)
+                    .map_err(|e| StreamingError::from(undecodable(e)))?;
+                Ok(SnapshotResponse::new(vote))
+            }
+            Err(status) => Err(StreamingError::from(from_status(&status, self.target))),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut client = self.client()?;
+        let from_leader = *request.from_leader();
+        let answer = self
+            .call(
+                self.answer_timeout,
+                client.transfer_leader(wire::to_transfer(&request)),
+            )
+            .await?;
+        if answer.accepted {
+            return Ok(Ok(()));
+        }
+        tracing::warn!(
+            target = self.target,
+            "the peer did not take over the leadership: {}",
+            answer.reason
+        );
+        Ok(Err(TransferLeaderError::VoteChanged {
+            expected: from_leader,
+            actual: from_leader,
+        }))
+    }
+}
+
+fn to_chunk(chunk: Chunk) -> proto::SnapshotChunk {
+    use proto::snapshot_chunk::Chunk as Wire;
+    let chunk = match chunk {
+        Chunk::Begin {
+            name,
+            page_size,
+            page_count,
+            version,
+            state_hash,
+        } => Wire::Begin(proto::SnapshotDatabaseBegin {
+            name,
+            page_size,
+            page_count,
+            version,
+            state_hash: bytes::Bytes::copy_from_slice(&state_hash.to_le_bytes()),
+        }),
+        Chunk::Pages {
+            first_page,
+            page_count,
+            images,
+            lz4,
+            crc32c,
+        } => Wire::Pages(proto::SnapshotPages {
+            first_page,
+            page_count,
+            images,
+            lz4,
+            crc32c,
+        }),
+        Chunk::End => Wire::End(proto::SnapshotDatabaseEnd {}),
+    };
+    proto::SnapshotChunk { chunk: Some(chunk) }
+}
+
+/// When the requests on their way were sent: a stream that makes no progress is given up, an idle one is not.
+#[derive(Debug, Default)]
+struct SendTimes {
+    unanswered: Mutex<VecDeque<Instant>>,
+}
+
+impl SendTimes {
+    fn sent(&self) {
+        self.unanswered.lock().push_back(Instant::now());
+    }
+
+    async fn next_answer(
+        &self,
+        responses: &mut tonic::Streaming<proto::AppendResponse>,
+        timeout: Duration,
+    ) -> Option<Result<proto::AppendResponse, tonic::Status>> {
+        let mut last_progress = Instant::now();
+        let answer = loop {
+            match tokio::time::timeout(timeout / 4, responses.next()).await {
+                Ok(answer) => break answer,
+                Err(_) => {
+                    let oldest = self.unanswered.lock().front().copied();
+                    match oldest {
+                        None => last_progress = Instant::now(),
+                        Some(oldest) if oldest.max(last_progress).elapsed() > timeout => {
+                            return Some(Err(tonic::Status::deadline_exceeded(
+                                "the peer does not answer appends",
+                            )));
+                        }
+                        Some(_) => {}
+                    }
+                }
+            }
+        };
+        self.unanswered.lock().pop_front();
+        answer
+    }
+}

@@ -1,0 +1,146 @@
+//! The writer's and the readers' connections to a replica.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::DatabaseError;
+use super::job::Refusal;
+use super::replica::Replica;
+use crate::page::Version;
+use crate::page::store::PageStore;
+use crate::vfs::capture::{Capture, OpenGroup, SealedGroup};
+use crate::vfs::{ReaderConnection, WriterConnection};
+
+/// The single writer of a replica. Owned by one thread.
+pub(crate) struct Writer {
+    pub(super) replica: Replica,
+    pub(super) capture: Arc<Capture>,
+    connection: Option<WriterConnection>,
+    open: Arc<AtomicBool>,
+}
+
+impl Writer {
+    /// `open`: the replica's mark that a writer is there; taken back when this is dropped.
+    pub(super) fn new(
+        replica: Replica,
+        capture: Arc<Capture>,
+        open: Arc<AtomicBool>,
+    ) -> Result<Self, DatabaseError> {
+        let connection = WriterConnection::open(&capture);
+        let connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => {
+                open.store(false, Ordering::SeqCst);
+                return Err(error.into());
+            }
+        };
+        Ok(Self {
+            replica,
+            capture,
+            connection: Some(connection),
+            open,
+        })
+    }
+
+    pub fn connection(&self) -> &rusqlite::Connection {
+        self.connection
+            .as_ref()
+            .expect("invariant: open until dropped")
+            .connection()
+    }
+
+    /// The group that is not sealed yet.
+    pub fn captured(&self) -> OpenGroup {
+        self.capture.open_group()
+    }
+
+    /// The bound that the last transaction hit, if it did.
+    pub fn take_too_large(&self) -> Option<u64> {
+        self.capture.take_too_large()
+    }
+
+    /// Why a COMMIT failed.
+    pub fn refusal(&self, error: rusqlite::Error) -> Refusal {
+        match self.take_too_large() {
+            Some(limit_bytes) => Refusal::TooLarge { limit_bytes },
+            None => Refusal::Sql(error),
+        }
+    }
+
+    /// Between two callers: what belongs to a connection (temporary objects, attached databases, PRAGMAs) does not outlive its caller.
+    /// Costs nothing unless a caller made such a thing; then the connection is opened anew.
+    pub fn reset_connection(&mut self) -> Result<bool, DatabaseError> {
+        if !self
+            .connection
+            .as_ref()
+            .is_some_and(WriterConnection::is_touched)
+        {
+            return Ok(false);
+        }
+        self.connection = None;
+        self.connection = Some(WriterConnection::open(&self.capture)?);
+        Ok(true)
+    }
+
+    /// Ends the open group; None: nothing was captured in it.
+    pub fn seal(&mut self) -> Result<Option<SealedGroup>, DatabaseError> {
+        let sealed = self
+            .capture
+            .seal()
+            .map_err(|error| DatabaseError::io(self.replica.path(), error))?;
+        if let Some(group) = &sealed {
+            self.replica.note_captured(group.version, group.state_hash);
+        }
+        Ok(sealed)
+    }
+
+    /// Drops every captured version above the committed one, and closes.
+    pub fn discard(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.connection = None;
+        self.replica.discard_captured(self.capture.store());
+        self.open.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A read-only connection to a replica.
+pub(crate) struct Reader {
+    replica: Replica,
+    store: Arc<PageStore>,
+    connection: ReaderConnection,
+}
+
+impl Reader {
+    pub(super) fn new(replica: Replica, store: Arc<PageStore>) -> Result<Self, DatabaseError> {
+        let connection = ReaderConnection::open(&store)?;
+        Ok(Self {
+            replica,
+            store,
+            connection,
+        })
+    }
+
+    pub fn connection(&self) -> &rusqlite::Connection {
+        self.connection.connection()
+    }
+
+    /// Begins a read transaction; the version it sees.
+    pub fn begin(&self) -> Result<Version, DatabaseError> {
+        Ok(self.connection.begin()?)
+    }
+
+    /// Ends it.
+    pub fn end(&self) -> Result<(), DatabaseError> {
+        Ok(self.connection.end()?)
+    }
+
+    /// False once a snapshot has replaced the database: this connection goes on seeing the old one.
+    pub fn is_current(&self) -> bool {
+        self.replica.is_current(&self.store)
+    }
+}

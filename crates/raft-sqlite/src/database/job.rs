@@ -1,0 +1,126 @@
+//! One caller's transaction on the writer thread.
+
+use bytes::Bytes;
+use rusqlite::Connection;
+
+use crate::NodeId;
+use crate::error::WriteError;
+use crate::page::Version;
+
+/// What a caller's closure is given: the writer connection, inside an SQLite transaction of its own.
+///
+/// Whatever it reads is ahead of Raft; the library withholds the closure's result until all of it is committed.
+#[derive(Debug)]
+pub struct WriteContext<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) sidecars: Vec<Bytes>,
+}
+
+impl WriteContext<'_> {
+    /// The writer connection. Do not begin or end transactions on it: use savepoints.
+    pub fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    /// Adds opaque bytes that reach every node's [`crate::ApplyObserver`] together with the transaction's pages.
+    ///
+    /// Dropped when the transaction is rolled back or changes nothing.
+    pub fn push_sidecar(&mut self, bytes: Bytes) {
+        self.sidecars.push(bytes);
+    }
+}
+
+/// How a committed job took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It changed pages; they are visible from this version on.
+    Committed(Version),
+    /// It changed nothing, and all that it saw is committed. Before the caller is answered, the leadership of `term` has to be
+    /// confirmed: else it may have read a state that another leader has already left behind.
+    None { term: u64 },
+}
+
+/// Why a job ended without effect or without a known one.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    NotLeader,
+    Overloaded,
+    TooLarge { limit_bytes: u64 },
+    DiskFull,
+    Sql(rusqlite::Error),
+    Rejected(String),
+    OutcomeUnknown(String),
+    Fatal(String),
+}
+
+impl Refusal {
+    pub fn into_error<E>(self, leader: Option<NodeId>) -> WriteError<E> {
+        match self {
+            Refusal::NotLeader => WriteError::NotLeader { leader },
+            Refusal::Overloaded => WriteError::Overloaded,
+            Refusal::TooLarge { limit_bytes } => WriteError::TooLarge { limit_bytes },
+            Refusal::DiskFull => WriteError::DiskFull,
+            Refusal::Sql(error) => WriteError::Sql(error),
+            Refusal::Rejected(text) => WriteError::Rejected(text),
+            Refusal::OutcomeUnknown(text) => WriteError::OutcomeUnknown(text),
+            Refusal::Fatal(text) => WriteError::Fatal(text),
+        }
+    }
+}
+
+/// A caller's work, without its types.
+pub(crate) trait Job: Send {
+    /// Runs inside an open SQLite transaction. True: COMMIT; false: ROLLBACK.
+    fn run(&mut self, context: &mut WriteContext<'_>) -> bool;
+    /// Called exactly once, from any thread.
+    fn finish(self: Box<Self>, outcome: Result<Effect, Refusal>);
+}
+
+/// What the caller's future receives: the closure's result (if it ran) and what became of the transaction.
+pub(crate) type JobReply<T, E> = (Option<Result<T, E>>, Result<Effect, Refusal>);
+
+/// A closure as a job.
+pub(crate) struct ClosureJob<T, E, F> {
+    closure: Option<F>,
+    result: Option<Result<T, E>>,
+    reply: tokio::sync::oneshot::Sender<JobReply<T, E>>,
+}
+
+impl<T, E, F> ClosureJob<T, E, F>
+where
+    F: FnOnce(&mut WriteContext<'_>) -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    pub fn new(closure: F) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
+        let (reply, receiver) = tokio::sync::oneshot::channel();
+        (
+            Box::new(Self {
+                closure: Some(closure),
+                result: None,
+                reply,
+            }),
+            receiver,
+        )
+    }
+}
+
+impl<T, E, F> Job for ClosureJob<T, E, F>
+where
+    F: FnOnce(&mut WriteContext<'_>) -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    fn run(&mut self, context: &mut WriteContext<'_>) -> bool {
+        let closure = self.closure.take().expect("invariant: a job runs once");
+        let result = closure(context);
+        let commit = result.is_ok();
+        self.result = Some(result);
+        commit
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<Effect, Refusal>) {
+        // The caller may have gone away: then nobody needs the answer.
+        let _ = self.reply.send((self.result, outcome));
+    }
+}

@@ -1,0 +1,84 @@
+//! One database on this node: its replica, the writer thread on the leader, readers, checkpoints.
+//!
+//! - [`replica`]: the verbs between SQLite and Raft: capture and seal, apply, commit, discard, checkpoint, install;
+//! - [`mark`], [`checkpoint_wal`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
+//! - [`job`], [`writer_thread`], [`pipeline`]: callers' transactions, grouped and proposed;
+//! - [`reader_pool`]: threads that read.
+
+pub(crate) mod checkpoint_wal;
+mod connections;
+pub(crate) mod job;
+pub(crate) mod mark;
+pub(crate) mod pipeline;
+pub(crate) mod reader_pool;
+pub(crate) mod recovery;
+pub(crate) mod replica;
+pub(crate) mod writer_thread;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub(crate) use connections::{Reader, Writer};
+
+/// What goes wrong with a database's files or connections.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatabaseError {
+    /// A file could not be read or written. A checkpoint that fails with it is tried again; nothing is lost.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not as it was written. Nothing was changed or deleted.
+    #[error(
+        "{path} is damaged at byte {offset}: {why}; keep the file, and restore this member from its peers: remove it, empty its data directory, add it again"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where, from its beginning.
+        offset: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file was written by a newer version.
+    #[error(
+        "{path} has format version {found}, this program knows {known}: use the version that wrote it, or a newer one"
+    )]
+    NewerFormat {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// SQLite refused.
+    #[error("SQLite: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// A PageSet was not applied.
+    #[error(transparent)]
+    Apply(#[from] replica::ApplyError),
+    /// The writer is open already, or its thread has ended.
+    #[error("the writer is not available")]
+    Closed,
+    /// A bug, or a thread that ended early.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl DatabaseError {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        DatabaseError::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

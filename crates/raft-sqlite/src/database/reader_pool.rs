@@ -1,0 +1,114 @@
+//! Threads that run reads: SQLite never runs on an async worker.
+//!
+//! Each thread keeps one read-only connection per database it was asked for, and opens it anew when a snapshot replaced the
+//! database. A read pins the committed version for as long as it runs.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+
+use super::replica::Replica;
+use super::{DatabaseError, Reader};
+use crate::page::Version;
+
+/// Most reads waiting for a thread.
+const MAX_QUEUED_READS: usize = 16 * 1024;
+/// Most connections a thread keeps.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A read: given the connection with its transaction open, or the reason why there is none.
+pub(crate) type Read =
+    Box<dyn FnOnce(Result<(&rusqlite::Connection, Version), DatabaseError>) + Send>;
+
+struct Request {
+    replica: Replica,
+    read: Read,
+}
+
+/// The pool; dropped, its threads end after the reads that are queued.
+pub(crate) struct ReaderPool {
+    requests: Mutex<Option<Sender<Request>>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+impl ReaderPool {
+    /// Starts `threads` threads named `reader-N`.
+    pub fn start(threads: usize) -> std::io::Result<Self> {
+        let (sender, receiver) = bounded::<Request>(MAX_QUEUED_READS);
+        let threads = (0..threads.max(1))
+            .map(|number| {
+                let receiver = receiver.clone();
+                std::thread::Builder::new()
+                    .name(format!("reader-{number}"))
+                    .spawn(move || run(&receiver))
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Self {
+            requests: Mutex::new(Some(sender)),
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Queues a read. False: too many wait; `read` was dropped uncalled.
+    pub fn submit(&self, replica: Replica, read: Read) -> bool {
+        let requests = self.requests.lock();
+        let Some(requests) = &*requests else {
+            return false;
+        };
+        !matches!(
+            requests.try_send(Request { replica, read }),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
+        )
+    }
+
+    /// Ends the threads after the reads that are queued.
+    pub fn stop(&self) {
+        *self.requests.lock() = None;
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(requests: &Receiver<Request>) {
+    let mut connections: HashMap<usize, Reader> = HashMap::new();
+    while let Ok(Request { replica, read }) = requests.recv() {
+        let key = replica.identity();
+        if connections
+            .get(&key)
+            .is_some_and(|reader| !reader.is_current())
+        {
+            connections.remove(&key);
+        }
+        if connections.len() > MAX_CONNECTIONS {
+            connections.clear();
+        }
+        let reader = match connections.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => match replica.open_reader() {
+                Ok(reader) => entry.insert(reader),
+                Err(error) => {
+                    read(Err(error));
+                    continue;
+                }
+            },
+        };
+        let healthy = match reader.begin() {
+            Ok(version) => {
+                let ran = catch_unwind(AssertUnwindSafe(|| {
+                    read(Ok((reader.connection(), version)))
+                }));
+                reader.end().is_ok() && ran.is_ok()
+            }
+            Err(error) => {
+                read(Err(error));
+                false
+            }
+        };
+        if !healthy {
+            connections.remove(&key);
+        }
+    }
+}

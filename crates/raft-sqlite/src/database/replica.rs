@@ -1,0 +1,536 @@
+//! One database on this node: the verbs between SQLite and Raft.
+//!
+//! Leader: `open_writer`, transactions, `seal`, and when the entry comes back `commit_captured`. Everybody else: `apply`. Both end
+//! with the same bytes, and prove it with the state hash (INV-STATE-HASH). `checkpoint` brings the file up to a pinned version,
+//! `install` replaces everything by a received file.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+pub(crate) use super::mark::AppliedMark;
+pub use super::mark::LogPosition;
+use super::recovery::{self, Paths, Recovered};
+use super::{DatabaseError, Reader, Writer, checkpoint_wal, mark};
+use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
+use crate::page::source::{Disk, DiskFile, SystemDisk};
+use crate::page::store::{PageError, PageStore, Pin};
+use crate::page::{
+    FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page,
+};
+use crate::vfs::capture::Capture;
+
+/// How a replica is set up.
+#[derive(Clone)]
+pub(crate) struct ReplicaOptions {
+    /// Of databases that are made; an existing file keeps its own.
+    pub page_size: PageSize,
+    /// Largest transaction, in bytes of page images.
+    pub max_transaction_bytes: usize,
+    /// A reader that holds its version longer than this gets an error.
+    pub max_reader_age: Duration,
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Default for ReplicaOptions {
+    fn default() -> Self {
+        Self {
+            page_size: PageSize::default(),
+            max_transaction_bytes: 64 * 1024 * 1024,
+            max_reader_age: Duration::from_secs(600),
+            disk: Arc::new(SystemDisk),
+        }
+    }
+}
+
+/// Why a PageSet was not applied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// It was computed on a version that is not the database's. Deterministic: every node refuses it.
+    #[error("the PageSet is based on version {base}, the database is at {committed}")]
+    BaseMismatch {
+        /// What it was computed on.
+        base: Version,
+        /// What the database is at.
+        committed: Version,
+    },
+    /// This node's writer is ahead; it has to be closed first.
+    #[error("the writer has captured versions that are not committed")]
+    CapturedVersionsExist,
+    /// The result is not what the leader has: this replica (or the leader) is damaged.
+    #[error(
+        "the state hash after version {version} is {got:032x}, the leader had {want:032x}: this replica differs from the leader and must be restored from a peer"
+    )]
+    HashMismatch {
+        /// The version that was to be applied.
+        version: Version,
+        /// The leader's hash.
+        want: u128,
+        /// This node's.
+        got: u128,
+    },
+    /// The bytes are not a PageSet, or the file could not be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Figures about a replica.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReplicaStatistics {
+    pub version: Version,
+    pub state_hash: StateHash,
+    pub page_count: u32,
+    pub free_pages: u32,
+    /// Bytes in a page.
+    pub page_size: usize,
+    /// Bytes of page images in memory, about.
+    pub memory_bytes: usize,
+    /// How long the oldest reader has held its version.
+    pub oldest_reader: Option<Duration>,
+}
+
+struct Inner {
+    identity: usize,
+    paths: Paths,
+    options: ReplicaOptions,
+    /// Replaced by an install; readers keep the one they began on.
+    store: RwLock<Arc<PageStore>>,
+    files: Mutex<Files>,
+    /// State hashes of sealed groups that are not committed, oldest first.
+    captured: Mutex<VecDeque<(Version, StateHash)>>,
+    writer_open: Arc<AtomicBool>,
+}
+
+struct Files {
+    database: Arc<dyn DiskFile>,
+    sequence: u64,
+}
+
+/// One database on this node; clones share it.
+#[derive(Clone)]
+pub(crate) struct Replica {
+    inner: Arc<Inner>,
+}
+
+/// A version of a database, held.
+pub(crate) struct PinnedVersion {
+    pin: Pin,
+}
+
+impl Replica {
+    /// Opens a database, recovering from a crash; a missing one is made (in memory, until its first checkpoint). The mark says what its
+    /// file holds.
+    pub fn open(
+        folder: &Path,
+        name: &str,
+        options: ReplicaOptions,
+    ) -> Result<(Replica, Option<AppliedMark>), DatabaseError> {
+        static IDENTITY: AtomicUsize = AtomicUsize::new(1);
+        let paths = Paths::new(folder, name);
+        let recovered = recovery::recover(&*options.disk, &paths)?;
+        let mark = recovered.mark;
+        let files = Files {
+            database: recovered.file.clone(),
+            sequence: recovered.sequence,
+        };
+        let store = new_store(&recovered, &options);
+        let inner = Inner {
+            identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
+            paths,
+            options,
+            store: RwLock::new(Arc::new(store)),
+            files: Mutex::new(files),
+            captured: Mutex::default(),
+            writer_open: Arc::default(),
+        };
+        Ok((
+            Replica {
+                inner: Arc::new(inner),
+            },
+            mark,
+        ))
+    }
+
+    /// Distinguishes replicas within the process.
+    pub fn identity(&self) -> usize {
+        self.inner.identity
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.inner.paths.database
+    }
+
+    fn store(&self) -> Arc<PageStore> {
+        self.inner.store.read().clone()
+    }
+
+    pub(super) fn is_current(&self, store: &Arc<PageStore>) -> bool {
+        Arc::ptr_eq(&self.inner.store.read(), store)
+    }
+
+    /// Newest committed version.
+    pub fn committed(&self) -> Version {
+        self.store().committed()
+    }
+
+    /// The single writer, on the committed version.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Closed`] when one is open already.
+    pub fn open_writer(&self) -> Result<Writer, DatabaseError> {
+        if self.inner.writer_open.swap(true, Ordering::SeqCst) {
+            return Err(DatabaseError::Closed);
+        }
+        let store = self.store();
+        let capture = Arc::new(Capture::new(
+            store,
+            self.inner.options.max_transaction_bytes,
+        ));
+        Writer::new(self.clone(), capture, self.inner.writer_open.clone())
+    }
+
+    /// A read-only connection.
+    pub fn open_reader(&self) -> Result<Reader, DatabaseError> {
+        Reader::new(self.clone(), self.store())
+    }
+
+    pub(super) fn note_captured(&self, version: Version, hash: StateHash) {
+        self.inner.captured.lock().push_back((version, hash));
+    }
+
+    pub(super) fn discard_captured(&self, store: &PageStore) {
+        self.inner.captured.lock().clear();
+        store.discard();
+    }
+
+    /// The leader's own group came back committed: makes it visible.
+    ///
+    /// # Errors
+    /// None in a correct program: [`ApplyError::BaseMismatch`] when `version` is not the next one captured.
+    pub fn commit_captured(&self, version: Version) -> Result<(), ApplyError> {
+        let store = self.store();
+        let mut captured = self.inner.captured.lock();
+        match captured.front() {
+            Some((next, hash)) if *next == version && version == store.committed().next() => {
+                store.commit(version, *hash);
+                captured.pop_front();
+                Ok(())
+            }
+            _ => Err(ApplyError::BaseMismatch {
+                base: version,
+                committed: store.committed(),
+            }),
+        }
+    }
+
+    /// Applies a PageSet: base check, images, hash check, and only then visible. Refused, it changed nothing.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub fn apply(&self, page_set: &[u8]) -> Result<Version, ApplyError> {
+        let store = self.store();
+        let set = DecodedPageSet::decode(page_set)?;
+        let committed = store.committed();
+        if set.header.base != committed {
+            return Err(ApplyError::BaseMismatch {
+                base: set.header.base,
+                committed,
+            });
+        }
+        if store.captured() != committed || self.inner.writer_open.load(Ordering::SeqCst) {
+            return Err(ApplyError::CapturedVersionsExist);
+        }
+        if set.header.page_size != store.page_size() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a PageSet of another page size",
+            )
+            .into());
+        }
+        let version = set.header.version;
+        let base_count = store.page_count_at(committed)?;
+        let mut hash = store.committed_hash();
+        let mut pages: Vec<(PageNumber, Page)> = Vec::new();
+        set.for_each(|number, change| -> Result<(), ApplyError> {
+            let old = if number.0 <= base_count {
+                store.page_at(number, committed)?
+            } else {
+                None
+            };
+            let image = match (change, &old) {
+                (PageChange::Image(image), _) => Page::buffer_from(image),
+                (PageChange::Zeros, _) => Page::buffer(store.page_size()),
+                (PageChange::Runs(runs, count), old) => {
+                    let mut image = match old {
+                        Some(old) => Page::buffer_from(old.bytes()),
+                        None => Page::buffer(store.page_size()),
+                    };
+                    apply_runs(runs, count, &mut image);
+                    image
+                }
+            };
+            let page = Page::new(number, version, image);
+            hash.subtract(old.map_or(0, |old| old.hash()));
+            hash.add(page.hash());
+            pages.push((number, page));
+            Ok(())
+        })?;
+        for cut in set.header.page_count + 1..=base_count {
+            hash.subtract(
+                store
+                    .page_at(PageNumber(cut), committed)?
+                    .map_or(0, |old| old.hash()),
+            );
+        }
+        if hash != set.header.state_hash {
+            return Err(ApplyError::HashMismatch {
+                version,
+                want: set.header.state_hash.0,
+                got: hash.0,
+            });
+        }
+        let numbers = pages.iter().map(|(number, _)| *number).collect();
+        store.put_applied(pages);
+        store.record(version, numbers);
+        store.commit(version, hash);
+        Ok(version)
+    }
+
+    /// Pins the committed version.
+    pub fn pin(&self) -> PinnedVersion {
+        PinnedVersion {
+            pin: self.store().pin(),
+        }
+    }
+
+    /// Brings the file up to a pinned version, which holds the log up to `position`. Blocking I/O; writers, apply and readers go on.
+    ///
+    /// # Errors
+    /// I/O errors, such as a full disk: nothing is lost, and a later checkpoint does the work.
+    pub fn checkpoint(
+        &self,
+        pinned: PinnedVersion,
+        position: LogPosition,
+    ) -> Result<(), DatabaseError> {
+        let Inner { paths, options, .. } = &*self.inner;
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DatabaseError::io(&path, error)
+        };
+        let mut files = self.inner.files.lock();
+        let PinnedVersion { pin } = pinned;
+        let store = pin.store().clone();
+        if !self.is_current(&store) {
+            // Installed over meanwhile.
+            return Ok(());
+        }
+        let mark = AppliedMark {
+            position,
+            version: pin.version(),
+            state_hash: pin.hash(),
+        };
+        let page_count = pin
+            .page_count()
+            .map_err(|error| page_io(error, &paths.database))?;
+        let mut pages = store.changed_at(&pin);
+        pages.retain(|(number, _)| number.0 <= page_count);
+        if !pages.is_empty() {
+            let wal = open_for_writing(&*options.disk, &paths.wal)?;
+            let images = pages.iter().map(|(number, page)| (*number, page.bytes()));
+            checkpoint_wal::write(&*wal, store.page_size(), page_count, images, &mark)
+                .map_err(io(&paths.wal))?;
+            options
+                .disk
+                .sync_folder(&paths.folder)
+                .map_err(io(&paths.folder))?;
+            // From here the file and its WAL are the database at this version, for us and for plain SQLite.
+            store
+                .preserve(
+                    pages.iter().map(|(number, _)| *number),
+                    page_count,
+                    pin.version(),
+                )
+                .map_err(io(&paths.database))?;
+            let bytes = store.page_size().bytes() as u64;
+            for (number, page) in &pages {
+                files
+                    .database
+                    .write_at(page.bytes(), u64::from(number.0 - 1) * bytes)
+                    .map_err(io(&paths.database))?;
+            }
+            files
+                .database
+                .set_length(u64::from(page_count) * bytes)
+                .map_err(io(&paths.database))?;
+            files.database.sync().map_err(io(&paths.database))?;
+        }
+        let applied = open_for_writing(&*options.disk, &paths.applied)?;
+        mark::write(&*applied, files.sequence + 1, &mark).map_err(io(&paths.applied))?;
+        files.sequence += 1;
+        if files.sequence == 1 {
+            options
+                .disk
+                .sync_folder(&paths.folder)
+                .map_err(io(&paths.folder))?;
+        }
+        if !pages.is_empty() {
+            options.disk.remove(&paths.wal).map_err(io(&paths.wal))?;
+            options
+                .disk
+                .sync_folder(&paths.folder)
+                .map_err(io(&paths.folder))?;
+        }
+        let version = pin.version();
+        drop(pin);
+        store.checkpointed(version, page_count, &pages);
+        Ok(())
+    }
+
+    /// Replaces everything by the complete SQLite file at `received`, whose state hash must be the mark's. The writer must be closed;
+    /// open readers go on with the old state.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Damaged`] when the file is not what the mark says; I/O errors. The old state stands then.
+    pub fn install(&self, received: &Path, mark: AppliedMark) -> Result<(), DatabaseError> {
+        if self.inner.writer_open.load(Ordering::SeqCst) {
+            return Err(DatabaseError::Internal(
+                "a snapshot cannot be installed while the writer is open".into(),
+            ));
+        }
+        let mut files = self.inner.files.lock();
+        let disk = &*self.inner.options.disk;
+        let recovered =
+            recovery::install(disk, &self.inner.paths, received, files.sequence + 1, &mark)?;
+        *files = Files {
+            database: recovered.file.clone(),
+            sequence: recovered.sequence,
+        };
+        *self.inner.store.write() = Arc::new(new_store(&recovered, &self.inner.options));
+        Ok(())
+    }
+
+    /// Recomputes the state hash of a pinned version from its images. False: this replica is damaged.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "the `db check` command will call it")
+    )]
+    pub fn verify(&self) -> Result<bool, DatabaseError> {
+        let pinned = self.pin();
+        let mut hash = StateHash::default();
+        for number in 1..=pinned.page_count() {
+            let page = pinned.read_page(PageNumber(number))?;
+            hash.add(crate::page::page_hash(PageNumber(number), page.bytes()));
+        }
+        Ok(hash == pinned.state_hash())
+    }
+
+    pub fn statistics(&self) -> ReplicaStatistics {
+        let store = self.store();
+        let pin = store.pin();
+        let mut free = [0; 4];
+        let _ = pin.copy(PageNumber(1), FREE_PAGES_AT, &mut free);
+        ReplicaStatistics {
+            version: pin.version(),
+            state_hash: pin.hash(),
+            page_count: pin.page_count().unwrap_or(0),
+            free_pages: be32(&free, 0),
+            page_size: store.page_size().bytes(),
+            memory_bytes: store.memory_bytes(),
+            oldest_reader: store.oldest_pin_age(),
+        }
+    }
+
+    /// Removes the files of a database that was dropped.
+    pub fn remove_files(folder: &Path, name: &str) -> Result<(), DatabaseError> {
+        let paths = Paths::new(folder, name);
+        for path in paths.all() {
+            SystemDisk
+                .remove(path)
+                .map_err(|error| DatabaseError::io(path, error))?;
+        }
+        SystemDisk
+            .sync_folder(folder)
+            .map_err(|error| DatabaseError::io(folder, error))
+    }
+}
+
+fn open_for_writing(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, DatabaseError> {
+    match disk.open(path, true) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(DatabaseError::io(path, io::ErrorKind::NotFound.into())),
+        Err(error) => Err(DatabaseError::io(path, error)),
+    }
+}
+
+fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> PageStore {
+    let page_size = recovered.page_size.unwrap_or(options.page_size);
+    let (version, hash) = recovered
+        .mark
+        .map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
+    let store = PageStore::new(
+        page_size,
+        recovered.file.clone(),
+        recovered.page_count,
+        version,
+        hash,
+        options.max_reader_age,
+    );
+    if recovered.page_count == 0 {
+        store.put_first_page(&first_page(page_size));
+    }
+    store
+}
+
+fn page_io(error: PageError, path: &Path) -> DatabaseError {
+    match error {
+        PageError::Io(error) => DatabaseError::io(path, error),
+        old @ PageError::TooOld(_) => DatabaseError::Internal(old.to_string()),
+    }
+}
+
+impl PinnedVersion {
+    pub fn version(&self) -> Version {
+        self.pin.version()
+    }
+
+    pub fn state_hash(&self) -> StateHash {
+        self.pin.hash()
+    }
+
+    pub fn page_size(&self) -> PageSize {
+        self.pin.store().page_size()
+    }
+
+    /// Pages in the database at this version.
+    pub fn page_count(&self) -> u32 {
+        self.pin.page_count().unwrap_or(0)
+    }
+
+    /// A page of this version; zeros if it was never written.
+    pub fn read_page(&self, number: PageNumber) -> Result<Arc<Page>, DatabaseError> {
+        match self.pin.page(number) {
+            Ok(Some(page)) => Ok(page),
+            Ok(None) => Ok(Arc::new(Page::new(
+                number,
+                Version(0),
+                Page::buffer(self.page_size()),
+            ))),
+            Err(error) => Err(page_io(error, Path::new("a pinned version"))),
+        }
+    }
+}
+
+impl Clone for PinnedVersion {
+    fn clone(&self) -> Self {
+        Self {
+            pin: self.pin.again(),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The storage engine as a whole: leader, follower and plain SQLite side by side, and every crash a checkpoint can suffer.
+
+mod crash;
+mod equality;
+mod limits;
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::Writer;
+use super::replica::LogPosition;
+use super::replica::{Replica, ReplicaOptions};
+use crate::page::{PageNumber, PageSize};
+
+/// A small random generator: the same seed, the same run.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        (self.next() >> 11) % bound
+    }
+
+    pub fn blob(&mut self, length: u64) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+}
+
+pub(super) fn options(page_size: u32) -> ReplicaOptions {
+    ReplicaOptions {
+        page_size: PageSize::new(page_size).unwrap(),
+        ..ReplicaOptions::default()
+    }
+}
+
+pub(super) fn open(folder: &Path, name: &str, options: &ReplicaOptions) -> Replica {
+    Replica::open(folder, name, options.clone()).unwrap().0
+}
+
+pub(super) fn position(index: u64) -> LogPosition {
+    LogPosition { term: 1, index }
+}
+
+/// Seals what is captured and commits it at once; the PageSet.
+pub(super) fn seal_and_commit(writer: &mut Writer, replica: &Replica) -> Option<bytes::Bytes> {
+    let group = writer.seal().unwrap()?;
+    replica.commit_captured(group.version).unwrap();
+    Some(group.page_set)
+}
+
+/// A text of everything in the database, schema included.
+pub(super) fn dump(connection: &Connection) -> String {
+    let mut text = String::new();
+    let mut tables = connection
+        .prepare("SELECT name, coalesce(sql, '') FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")
+        .unwrap();
+    let names: Vec<(String, String)> = tables
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    for (name, sql) in names {
+        text.push_str(&sql);
+        let mut rows = connection
+            .prepare(&format!("SELECT * FROM \"{name}\" ORDER BY 1"))
+            .unwrap();
+        let width = rows.column_count();
+        let mut lines = Vec::new();
+        let mut cursor = rows.query([]).unwrap();
+        while let Some(row) = cursor.next().unwrap() {
+            let values = (0..width).map(|column| format!("|{:?}", row.get_ref(column).unwrap()));
+            lines.push(values.collect::<String>());
+        }
+        lines.sort();
+        text.push_str(&lines.join("\n"));
+    }
+    text
+}
+
+pub(super) fn assert_integrity(connection: &Connection) {
+    let verdict: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+/// Every page equal, and the state hash true on both.
+pub(super) fn assert_same_pages(a: &Replica, b: &Replica) {
+    let (pin_a, pin_b) = (a.pin(), b.pin());
+    assert_eq!(pin_a.version(), pin_b.version());
+    assert_eq!(pin_a.state_hash(), pin_b.state_hash());
+    assert_eq!(pin_a.page_count(), pin_b.page_count());
+    for number in (1..=pin_a.page_count()).map(PageNumber) {
+        let (page_a, page_b) = (
+            pin_a.read_page(number).unwrap(),
+            pin_b.read_page(number).unwrap(),
+        );
+        assert!(
+            page_a.bytes() == page_b.bytes(),
+            "page {} differs at version {}",
+            number.0,
+            pin_a.version()
+        );
+    }
+    assert!(
+        a.verify().unwrap() && b.verify().unwrap(),
+        "the state hash is not the pages' own"
+    );
+}

@@ -1,0 +1,402 @@
+//! Random SQL on a leader, replicated to a follower, and on a plain SQLite: all three hold the same, at every step.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+
+use super::super::Writer;
+use super::*;
+
+type Sql = Vec<(String, Vec<Value>)>;
+
+const SETUP: &str = "
+    CREATE TABLE kv(k INTEGER PRIMARY KEY, v BLOB, n INT); CREATE INDEX kvn ON kv(n);
+    CREATE TABLE big(k INTEGER PRIMARY KEY, v BLOB);
+    CREATE TABLE name(t TEXT PRIMARY KEY, n INT) WITHOUT ROWID;
+    CREATE TABLE gen(a INT, b INT AS (a * 2) STORED, c TEXT);
+    CREATE VIRTUAL TABLE ft USING fts5(body);
+    CREATE TABLE audit(k INT, at INT);
+    CREATE TRIGGER kv_audit AFTER UPDATE ON kv BEGIN INSERT INTO audit VALUES (new.k, new.n); END;
+    CREATE TABLE meta(seq INT); INSERT INTO meta VALUES (0);
+    CREATE TABLE acct(id INTEGER PRIMARY KEY, b INT);
+    WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 100) INSERT INTO acct SELECT i, 1000 FROM c;";
+
+fn one(sql: &str, values: Vec<Value>) -> (String, Vec<Value>) {
+    (sql.to_owned(), values)
+}
+
+/// One transaction.
+fn transaction(random: &mut Random, seq: i64) -> Sql {
+    let mut sql = vec![
+        one("BEGIN IMMEDIATE", vec![]),
+        one("UPDATE meta SET seq = ?", vec![seq.into()]),
+    ];
+    for step in 0..random.below(5) {
+        let key = random.below(500) as i64;
+        match random.below(22) {
+            0..=6 => {
+                let length = random.below(300);
+                sql.push(one(
+                    "INSERT OR REPLACE INTO kv VALUES (?, ?, ?)",
+                    vec![key.into(), random.blob(length).into(), (seq % 50).into()],
+                ));
+            }
+            7..=8 => sql.push(one(
+                "DELETE FROM kv WHERE k BETWEEN ? AND ?",
+                vec![key.into(), (key + 20).into()],
+            )),
+            9..=10 => sql.push(one(
+                "UPDATE kv SET n = n + 1 WHERE k % 7 = ?",
+                vec![(key % 7).into()],
+            )),
+            11 => {
+                let length = random.below(60_000);
+                sql.push(one(
+                    "INSERT OR REPLACE INTO big VALUES (?, ?)",
+                    vec![(key % 10).into(), random.blob(length).into()],
+                ));
+            }
+            12 => sql.push(one("DELETE FROM big WHERE k < ?", vec![(key % 10).into()])),
+            13..=14 => sql.push(one(
+                "INSERT OR REPLACE INTO name VALUES ('name-' || ?, ?)",
+                vec![key.into(), seq.into()],
+            )),
+            15 => sql.push(one(
+                "INSERT INTO gen(a, c) VALUES (?, json_object('k', ?))",
+                vec![key.into(), seq.into()],
+            )),
+            16 => sql.push(one(
+                "INSERT INTO ft VALUES ('word' || ? || ' and word' || ?)",
+                vec![(key % 30).into(), (seq % 30).into()],
+            )),
+            17 => sql.push(one(
+                &format!("CREATE TABLE IF NOT EXISTS extra{}(x)", key % 5),
+                vec![],
+            )),
+            18 => sql.push(one(
+                &format!("DROP TABLE IF EXISTS extra{}", key % 5),
+                vec![],
+            )),
+            19 if random.below(8) == 0 => {
+                sql.push(one(
+                    &format!("ALTER TABLE gen ADD COLUMN c{seq}_{step} DEFAULT 7"),
+                    vec![],
+                ));
+            }
+            _ => {
+                // A savepoint over enough pages to spill the cache, rolled back more often than not.
+                sql.push(one("SAVEPOINT a", vec![]));
+                sql.push(one(
+                    "UPDATE kv SET v = zeroblob(400), n = ? WHERE k > ?",
+                    vec![(seq % 50).into(), (key / 2).into()],
+                ));
+                sql.push(one(
+                    if random.below(3) == 0 {
+                        "RELEASE a"
+                    } else {
+                        "ROLLBACK TO a"
+                    },
+                    vec![],
+                ));
+            }
+        }
+    }
+    let (from, to, amount) = (
+        1 + random.below(100) as i64,
+        1 + random.below(100) as i64,
+        random.below(100) as i64,
+    );
+    sql.push(one(
+        "UPDATE acct SET b = b - ? WHERE id = ?",
+        vec![amount.into(), from.into()],
+    ));
+    sql.push(one(
+        "UPDATE acct SET b = b + ? WHERE id = ?",
+        vec![amount.into(), to.into()],
+    ));
+    sql.push(one(
+        if random.below(10) == 0 {
+            "ROLLBACK"
+        } else {
+            "COMMIT"
+        },
+        vec![],
+    ));
+    sql
+}
+
+fn run(connection: &Connection, sql: &Sql) {
+    for (text, values) in sql {
+        let mut statement = connection
+            .prepare_cached(text)
+            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        statement
+            .execute(params_from_iter(values))
+            .unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+}
+
+/// Reads over and over: sums that every transaction keeps, and two ways to count that must agree.
+fn reader(
+    replica: Replica,
+    low: Arc<AtomicI64>,
+    high: Arc<AtomicI64>,
+    stop: Arc<AtomicBool>,
+) -> u64 {
+    let reader = replica.open_reader().unwrap();
+    let number = |sql: &str| -> i64 {
+        reader
+            .connection()
+            .query_row(sql, [], |row| row.get(0))
+            .unwrap()
+    };
+    let mut reads = 0;
+    let mut last = 0;
+    while !stop.load(SeqCst) {
+        let before = low.load(SeqCst);
+        reader.begin().unwrap();
+        let seq = number("SELECT seq FROM meta");
+        let after = high.load(SeqCst);
+        assert!(
+            before <= seq && seq <= after,
+            "a reader saw {seq}, committed were {before} to {after}"
+        );
+        assert!(seq >= last, "a reader went back from {last} to {seq}");
+        last = seq;
+        assert_eq!(number("SELECT sum(b) FROM acct"), 100_000);
+        assert_eq!(
+            number("SELECT count(*) FROM kv"),
+            number("SELECT count(*) FROM kv INDEXED BY kvn WHERE n IS NOT NULL")
+        );
+        let _: Option<i64> = reader
+            .connection()
+            .query_row(
+                "SELECT sum(length(v) + unicode(hex(substr(v, -1)))) FROM big",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(
+            number("SELECT seq FROM meta"),
+            seq,
+            "a transaction saw two states"
+        );
+        reader.end().unwrap();
+        reads += 1;
+    }
+    reads
+}
+
+struct InFlight {
+    sql: Vec<Sql>,
+    version: crate::page::Version,
+    page_set: bytes::Bytes,
+    seq: i64,
+}
+
+fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(page_size);
+    let leader = open(folder.path(), "leader", &options);
+    let follower = open(folder.path(), "follower", &options);
+    let plain = Connection::open_in_memory().unwrap();
+    let open_writer = || -> Writer {
+        let writer = leader.open_writer().unwrap();
+        writer
+            .connection()
+            .execute_batch(&format!("PRAGMA cache_size = {cache_pages}"))
+            .unwrap();
+        writer
+    };
+    let mut writer = open_writer();
+    let mut random = Random::new(seed);
+    let (low, high) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let stop = Arc::new(AtomicBool::new(false));
+
+    writer
+        .connection()
+        .execute_batch(&format!("BEGIN IMMEDIATE; {SETUP} COMMIT"))
+        .unwrap();
+    plain.execute_batch(SETUP).unwrap();
+    let page_set = seal_and_commit(&mut writer, &leader).unwrap();
+    follower.apply(&page_set).unwrap();
+    let readers: Vec<_> = [&leader, &follower]
+        .map(|replica| {
+            let (replica, low, high, stop) =
+                (replica.clone(), low.clone(), high.clone(), stop.clone());
+            std::thread::spawn(move || reader(replica, low, high, stop))
+        })
+        .into();
+
+    let mut in_flight: VecDeque<InFlight> = VecDeque::new();
+    let mut group: Vec<Sql> = Vec::new();
+    let (mut seq, mut index) = (0, 1);
+    for step in 0..steps {
+        seq += 1;
+        let vacuum = random.below(100) == 0;
+        let sql = if vacuum {
+            vec![one("VACUUM", vec![])]
+        } else {
+            transaction(&mut random, seq)
+        };
+        run(writer.connection(), &sql);
+        group.push(sql);
+        // Groups of one to a few transactions, on their way for a while.
+        if random.below(3) == 0 || vacuum {
+            if let Some(sealed) = writer.seal().unwrap() {
+                in_flight.push_back(InFlight {
+                    sql: std::mem::take(&mut group),
+                    version: sealed.version,
+                    page_set: sealed.page_set,
+                    seq,
+                });
+            }
+        }
+        let settle = step % 100 == 99;
+        if settle && let Some(sealed) = writer.seal().unwrap() {
+            in_flight.push_back(InFlight {
+                sql: std::mem::take(&mut group),
+                version: sealed.version,
+                page_set: sealed.page_set,
+                seq,
+            });
+        }
+        let lag = if settle { 0 } else { random.below(6) as usize };
+        while in_flight.len() > lag {
+            let committed = in_flight.pop_front().unwrap();
+            index += 1;
+            high.store(committed.seq, SeqCst);
+            leader.commit_captured(committed.version).unwrap();
+            assert_eq!(
+                follower.apply(&committed.page_set).unwrap(),
+                committed.version
+            );
+            committed.sql.iter().for_each(|sql| run(&plain, sql));
+            if random.below(10) == 0 {
+                leader.checkpoint(leader.pin(), position(index)).unwrap();
+            }
+            if random.below(15) == 0 {
+                follower
+                    .checkpoint(follower.pin(), position(index))
+                    .unwrap();
+            }
+            // The follower is behind the leader for an instant: a reader of either is at or after what both have.
+            let seen: i64 = plain
+                .query_row("SELECT seq FROM meta", [], |row| row.get(0))
+                .unwrap();
+            low.store(seen, SeqCst);
+        }
+        if !settle && random.below(30) == 0 {
+            // The leadership is lost: what is captured never happened.
+            writer.discard();
+            in_flight.clear();
+            group.clear();
+            writer = open_writer();
+            let reader = leader.open_reader().unwrap();
+            let want = dump(&plain);
+            assert_eq!(
+                dump(writer.connection()),
+                want,
+                "the writer begins at the committed state"
+            );
+            assert_eq!(dump(reader.connection()), want);
+        }
+        if settle {
+            assert_same_pages(&leader, &follower);
+            let want = dump(&plain);
+            for replica in [&leader, &follower] {
+                let reader = replica.open_reader().unwrap();
+                assert_integrity(reader.connection());
+                assert_eq!(dump(reader.connection()), want);
+            }
+            assert_integrity(writer.connection());
+        }
+    }
+    stop.store(true, SeqCst);
+    let reads: u64 = readers
+        .into_iter()
+        .map(|reader| reader.join().unwrap())
+        .sum();
+    assert!(reads > 0);
+    writer.discard();
+
+    // After a last checkpoint the files are plain SQLite databases, equal byte for byte.
+    for replica in [&leader, &follower] {
+        replica
+            .checkpoint(replica.pin(), position(index + 1))
+            .unwrap();
+    }
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert!(read("leader.sqlite") == read("follower.sqlite"));
+    assert!(!folder.path().join("leader.sqlite-wal").exists());
+    let file = Connection::open(folder.path().join("leader.sqlite")).unwrap();
+    assert_integrity(&file);
+    assert_eq!(dump(&file), dump(&plain));
+}
+
+#[test]
+fn pages_of_4096_bytes() {
+    verify(4096, 200, 600, 1);
+}
+
+#[test]
+fn a_cache_so_small_that_transactions_spill() {
+    verify(4096, 10, 600, 2);
+}
+
+#[test]
+fn small_pages() {
+    verify(512, 20, 400, 3);
+}
+
+#[test]
+fn large_pages() {
+    verify(65536, 10, 300, 4);
+}
+
+#[test]
+fn a_restarted_replica_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(4096);
+    let leader = open(folder.path(), "leader", &options);
+    let mut log = Vec::new();
+    {
+        let mut writer = leader.open_writer().unwrap();
+        writer
+            .connection()
+            .execute_batch("CREATE TABLE t(x)")
+            .unwrap();
+        log.push(seal_and_commit(&mut writer, &leader).unwrap());
+        for number in 0..200 {
+            writer
+                .connection()
+                .execute("INSERT INTO t VALUES (?)", [number])
+                .unwrap();
+            log.push(seal_and_commit(&mut writer, &leader).unwrap());
+        }
+    }
+    for restart_at in [1, 57, 200] {
+        let name = format!("follower-{restart_at}");
+        let follower = open(folder.path(), &name, &options);
+        for page_set in &log[..restart_at] {
+            follower.apply(page_set).unwrap();
+        }
+        follower
+            .checkpoint(follower.pin(), position(restart_at as u64))
+            .unwrap();
+        drop(follower);
+        let (follower, mark) = Replica::open(folder.path(), &name, options.clone()).unwrap();
+        let mark = mark.unwrap();
+        assert_eq!(
+            (mark.position.index, mark.version.0),
+            (restart_at as u64, restart_at as u64)
+        );
+        for page_set in &log[restart_at..] {
+            follower.apply(page_set).unwrap();
+        }
+        assert_same_pages(&leader, &follower);
+    }
+}

@@ -1,0 +1,182 @@
+//! The errors a program that embeds raft-sqlite sees.
+//!
+//! Every variant says what became of the call: `Rejected` (no effect), `Retryable` (no effect; the same call may go through later),
+//! `OutcomeUnknown` (it may have taken effect or may still) or `Fatal` (this node has stopped).
+
+use std::fmt;
+
+use crate::NodeId;
+
+/// What became of a call that ended with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// It had no effect, and the same call will fail again.
+    Rejected,
+    /// It had no effect; the same call may go through later or on another node.
+    Retryable,
+    /// It may have taken effect, or may still: look before repeating what is not idempotent.
+    OutcomeUnknown,
+    /// This node has stopped.
+    Fatal,
+}
+
+/// Why a write on this node did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<E = std::convert::Infallible> {
+    /// This node does not lead. No effect.
+    #[error("this node is not the leader{}", at(*leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Too many writes wait on this node. No effect.
+    #[error("too many writes are waiting on this node: try again later, or send less at once")]
+    Overloaded,
+    /// The transaction changed more than fits one replicated transaction. Rolled back.
+    #[error(
+        "the transaction changes more than {limit_bytes} bytes of pages: split it, or raise max_transaction_bytes"
+    )]
+    TooLarge {
+        /// The bound, in bytes of page images.
+        limit_bytes: u64,
+    },
+    /// No room for the log on this node's disk. No effect.
+    #[error("no space is left for the log on this node: free some; writes go on by themselves")]
+    DiskFull,
+    /// SQLite refused to begin or to commit. Rolled back.
+    #[error("SQLite: {0}")]
+    Sql(#[source] rusqlite::Error),
+    /// Refused for another reason. No effect.
+    #[error("{0}")]
+    Rejected(String),
+    /// The caller's own error. Rolled back.
+    #[error(transparent)]
+    Closure(E),
+    /// Proposed, but whether it is committed cannot be told.
+    #[error("the outcome is unknown: {0}")]
+    OutcomeUnknown(String),
+    /// This node has stopped.
+    #[error("this node has stopped: {0}")]
+    Fatal(String),
+}
+
+impl<E> WriteError<E> {
+    /// What became of the call.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            WriteError::NotLeader { .. } | WriteError::Overloaded | WriteError::DiskFull => {
+                ErrorClass::Retryable
+            }
+            WriteError::TooLarge { .. }
+            | WriteError::Sql(_)
+            | WriteError::Rejected(_)
+            | WriteError::Closure(_) => ErrorClass::Rejected,
+            WriteError::OutcomeUnknown(_) => ErrorClass::OutcomeUnknown,
+            WriteError::Fatal(_) => ErrorClass::Fatal,
+        }
+    }
+}
+
+fn at(leader: Option<NodeId>) -> impl fmt::Display {
+    struct At(Option<NodeId>);
+    impl fmt::Display for At {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self.0 {
+                Some(leader) => write!(f, "; member {leader} is"),
+                None => write!(f, ", and none is known"),
+            }
+        }
+    }
+    At(leader)
+}
+
+/// Why a read did not end well. Reads have no effect, so each may be repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No leader confirmed that this node's state is new enough.
+    #[error("no leader could be reached to confirm the read: {0}")]
+    NoLeader(String),
+    /// The leader answered, but its index was not applied here in time.
+    #[error("this node did not catch up in time: {0}")]
+    Timeout(String),
+    /// There is no such database on this node.
+    #[error("no database {0:?}: create it by writing to it, or check the name")]
+    NoSuchDatabase(String),
+    /// Too many reads wait on this node.
+    #[error("too many reads are waiting on this node: try again later")]
+    Overloaded,
+    /// SQLite's own error.
+    #[error("SQLite: {0}")]
+    Sql(#[source] rusqlite::Error),
+    /// This node has stopped.
+    #[error("this node has stopped: {0}")]
+    Fatal(String),
+}
+
+/// Why a call of a handler on the leader did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No leader is known. Nothing was sent.
+    #[error("no leader is known")]
+    NoLeader,
+    /// It did not reach the leader's handler: no effect.
+    #[error("the leader was not reached: {0}")]
+    NotSent(String),
+    /// It may have reached the handler.
+    #[error("the outcome of a call to the leader is unknown: {0}")]
+    OutcomeUnknown(String),
+    /// The handler's own error bytes.
+    #[error("the handler refused ({} bytes)", .0.len())]
+    Handler(bytes::Bytes),
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration contradicts itself or the data directory.
+    #[error("{0}")]
+    Configuration(String),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An address could not be listened on.
+    #[error("cannot listen on {address}: {source}; is another process using it?")]
+    Listen {
+        /// HOST:PORT.
+        address: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The log's own error (damage is reported with file and offset).
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
+    /// A database file's own error.
+    #[error(transparent)]
+    Database(#[from] crate::database::DatabaseError),
+    /// Raft did not start.
+    #[error("raft did not start: {0}")]
+    Raft(String),
+}
+
+/// Why a change of the membership was refused or failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// This node does not lead, or no leader is known.
+    #[error("the leader was not reached: {0}")]
+    NoLeader(String),
+    /// The change makes no sense for the present members.
+    #[error("{0}")]
+    Rejected(String),
+    /// It may have taken effect.
+    #[error("the outcome of the membership change is unknown: {0}")]
+    OutcomeUnknown(String),
+}

@@ -1,0 +1,78 @@
+//! Which cluster and which member a call means, carried in its metadata.
+//!
+//! A member that was given a wrong address, or a node of another cluster that was started on an old address, must not vote or append
+//! here: the call is refused before it reaches Raft (INV-PEER-IDENTITY).
+
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
+
+/// Metadata key of the cluster id: 16 hex digits.
+pub const CLUSTER_KEY: &str = "raft-sqlite-cluster";
+/// Metadata key of the member id that the call is for: 16 hex digits.
+pub const TO_KEY: &str = "raft-sqlite-to";
+
+/// Marks outgoing calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    /// The cluster this node belongs to.
+    pub cluster_id: u64,
+    /// The member that is called.
+    pub to: u64,
+}
+
+impl tonic::service::Interceptor for Outgoing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let hex = |number: u64| {
+            MetadataValue::try_from(format!("{number:016x}"))
+                .map_err(|error| Status::internal(format!("an id is no metadata value: {error}")))
+        };
+        request
+            .metadata_mut()
+            .insert(CLUSTER_KEY, hex(self.cluster_id)?);
+        request.metadata_mut().insert(TO_KEY, hex(self.to)?);
+        Ok(request)
+    }
+}
+
+/// Marks a request that did not say which cluster and member it means; only `Identify` is answered then.
+#[derive(Clone, Copy, Debug)]
+pub struct Anonymous;
+
+/// Checks incoming calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// The cluster this node belongs to.
+    pub cluster_id: u64,
+    /// This node.
+    pub node_id: u64,
+}
+
+impl tonic::service::Interceptor for Incoming {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let stated = |key: &str| {
+            request
+                .metadata()
+                .get(key)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|text| u64::from_str_radix(text, 16).ok())
+        };
+        match (stated(CLUSTER_KEY), stated(TO_KEY)) {
+            (Some(cluster), _) if cluster != self.cluster_id => {
+                Err(Status::failed_precondition(format!(
+                    "wrong cluster id: the caller belongs to cluster {cluster:016x}, this member ({:016x}) to {:016x}; check the initial cluster and the data directories of both",
+                    self.node_id, self.cluster_id
+                )))
+            }
+            (Some(_), Some(to)) if to != self.node_id => Err(Status::failed_precondition(format!(
+                "wrong member id: the call is for member {to:016x}, this one is {:016x}; check which address belongs to which member",
+                self.node_id
+            ))),
+            (Some(_), Some(_)) => Ok(request),
+            _ => {
+                let mut request = request;
+                request.extensions_mut().insert(Anonymous);
+                Ok(request)
+            }
+        }
+    }
+}

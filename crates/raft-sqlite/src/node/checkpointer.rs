@@ -1,0 +1,26 @@
+//! When a checkpoint is due: after so many entries or so many bytes of page images in memory.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::NodeInner;
+
+/// How often it is looked whether a checkpoint is due.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Asks Raft for a snapshot whenever one is due; the state machine makes a checkpoint of it. Runs until the node stops.
+pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        let Some(node) = node.upgrade() else { return };
+        let applied = *node.machine.applied_index().borrow();
+        let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
+        let entries = applied.saturating_sub(checkpointed);
+        let memory_bytes = node.machine.memory_bytes();
+        let due = entries >= node.config.checkpoint_entries
+            || memory_bytes >= node.config.checkpoint_bytes;
+        if due && entries > 0 && node.raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}

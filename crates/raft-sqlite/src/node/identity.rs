@@ -1,0 +1,140 @@
+//! Who this node is: DATA/node.json, written on the first start and checked on every later one.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::NodeId;
+use crate::config::{ClusterStart, NodeConfig, cluster_id, member_id};
+use crate::error::StartError;
+use crate::state_machine::catalog::write_synced;
+
+const FILE_NAME: &str = "node.json";
+const FORMAT_VERSION: u32 = 1;
+
+/// What never changes for a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub cluster_id: u64,
+    pub node_id: NodeId,
+    pub name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct IdentityJson {
+    format_version: u32,
+    /// 16 hex digits each.
+    cluster_id: String,
+    node_id: String,
+    name: String,
+    program_version: String,
+}
+
+fn io(path: &Path, source: std::io::Error) -> StartError {
+    StartError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Identity {
+    /// What a first start of `config` would be. None for a node that joins: the cluster tells it.
+    pub fn of_config(config: &NodeConfig) -> Result<Option<Identity>, StartError> {
+        match &config.cluster {
+            ClusterStart::Static { members, token } => {
+                let own = members.iter().find(|member| member.name == config.name).ok_or_else(|| {
+                    StartError::Configuration(format!(
+                        "the initial cluster has no member named {:?}: it must list this node too, under the name given with --name",
+                        config.name
+                    ))
+                })?;
+                let mut advertised = config.advertise_peer_urls.clone();
+                let mut listed = own.peer_urls.clone();
+                advertised.sort();
+                listed.sort();
+                if advertised != listed {
+                    return Err(StartError::Configuration(format!(
+                        "member {:?} advertises the peer addresses {} but the initial cluster lists {}: make them equal",
+                        config.name,
+                        advertised.join(","),
+                        listed.join(",")
+                    )));
+                }
+                Ok(Some(Identity {
+                    cluster_id: cluster_id(members, token),
+                    node_id: member_id(&own.peer_urls, token),
+                    name: config.name.clone(),
+                }))
+            }
+            ClusterStart::Join { .. } => Ok(None),
+        }
+    }
+
+    /// The identity kept in `data_dir`, if there is one.
+    pub fn read(data_dir: &Path) -> Result<Option<Identity>, StartError> {
+        let path = data_dir.join(FILE_NAME);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(&path, error)),
+        };
+        let damaged = |why: String| {
+            StartError::Configuration(format!("{} is damaged: {why}", path.display()))
+        };
+        let json: IdentityJson =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if json.format_version > FORMAT_VERSION {
+            return Err(StartError::Configuration(format!(
+                "{} has format version {}, written by raft-sqlite {}; this program ({}) knows up to {FORMAT_VERSION}: use that version or a newer one",
+                data_dir.display(),
+                json.format_version,
+                json.program_version,
+                env!("CARGO_PKG_VERSION"),
+            )));
+        }
+        let id = |hex: &str| {
+            u64::from_str_radix(hex, 16).map_err(|error| damaged(format!("{hex:?}: {error}")))
+        };
+        Ok(Some(Identity {
+            cluster_id: id(&json.cluster_id)?,
+            node_id: NodeId(id(&json.node_id)?),
+            name: json.name,
+        }))
+    }
+
+    /// Writes it; on disk when it returns.
+    pub fn write(&self, data_dir: &Path) -> Result<(), StartError> {
+        let json = IdentityJson {
+            format_version: FORMAT_VERSION,
+            cluster_id: format!("{:016x}", self.cluster_id),
+            node_id: format!("{:016x}", self.node_id.0),
+            name: self.name.clone(),
+            program_version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let path = data_dir.join(FILE_NAME);
+        let text = serde_json::to_vec_pretty(&json).expect("invariant: plain JSON");
+        write_synced(&path, &text).map_err(|error| io(&path, error))
+    }
+
+    /// A data directory must be this node's own.
+    pub fn check(&self, configured: &Identity, data_dir: &Path) -> Result<(), StartError> {
+        if self.name != configured.name {
+            return Err(StartError::Configuration(format!(
+                "{} belongs to member {:?} of cluster {:016x}, but this node is started as {:?}: give the right --data-dir or --name",
+                data_dir.display(),
+                self.name,
+                self.cluster_id,
+                configured.name
+            )));
+        }
+        if self.node_id != configured.node_id {
+            tracing::warn!(
+                data_dir = %data_dir.display(),
+                "the data directory keeps member id {}, the flags would give {}; the flags for a first start are ignored",
+                self.node_id,
+                configured.node_id
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! Where pages come from that are not in memory: the database file, behind the seam through which faults are injected.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A file: positional reads and writes, explicit syncs. The only way this crate's database files are touched.
+pub(crate) trait DiskFile: Send + Sync {
+    /// Fills `buffer` from `offset`; the bytes that are there, fewer only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts or extends it to `length` bytes.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Its length, in bytes.
+    fn length(&self) -> io::Result<u64>;
+    /// Everything written so far survives a crash when this returns.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A folder of files.
+pub(crate) trait Disk: Send + Sync {
+    /// Opens a file for reading and writing; makes it if `create`. None: it is not there.
+    fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>>;
+    /// Renames over whatever is there.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; fine if it is not there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Renames and removals in `folder` so far survive a crash when this returns.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// The operating system's files.
+#[derive(Debug, Default)]
+pub(crate) struct SystemDisk;
+
+impl DiskFile for std::fs::File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match std::os::unix::fs::FileExt::read_at(
+                self,
+                &mut buffer[done..],
+                offset + done as u64,
+            ) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+impl Disk for SystemDisk {
+    fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        match std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .open(path)
+        {
+            Ok(file) => Ok(Some(Arc::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        std::fs::File::open(folder)?.sync_all()
+    }
+}

@@ -1,0 +1,187 @@
+//! What a checkpoint keeps beside the database files: DATA/db/catalog.json.
+//!
+//! Written (new file, synced, renamed, folder synced) after all databases of the checkpoint are on disk. A database may therefore be
+//! ahead of the catalog, never behind it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::MembershipRecord;
+use crate::database::DatabaseError;
+use crate::database::replica::LogPosition;
+
+const FILE_NAME: &str = "catalog.json";
+const FORMAT_VERSION: u32 = 1;
+
+/// The state of the node's databases at one log position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// The last entry contained; None before any.
+    pub position: Option<LogPosition>,
+    /// The membership in force.
+    pub membership: MembershipRecord,
+    /// Name and version of each database.
+    pub databases: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Position {
+    term: u64,
+    index: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CatalogJson {
+    format_version: u32,
+    position: Option<Position>,
+    membership_position: Option<Position>,
+    membership: Option<serde_json::Value>,
+    databases: BTreeMap<String, u64>,
+    /// CRC32C of the file's JSON with this field 0.
+    crc32c: u32,
+}
+
+fn position(from: Option<LogPosition>) -> Option<Position> {
+    from.map(|LogPosition { term, index }| Position { term, index })
+}
+
+fn log_position(from: Option<Position>) -> Option<LogPosition> {
+    from.map(|Position { term, index }| LogPosition { term, index })
+}
+
+impl Catalog {
+    /// The catalog in `directory`; an empty one if there is none.
+    ///
+    /// # Errors
+    /// Damage, a newer format, or an I/O error, with the file's name.
+    pub fn read(directory: &Path) -> Result<Catalog, DatabaseError> {
+        let path = directory.join(FILE_NAME);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Catalog::default());
+            }
+            Err(error) => return Err(DatabaseError::io(&path, error)),
+        };
+        let damaged = |why: String| DatabaseError::Damaged {
+            path: path.clone(),
+            offset: 0,
+            why,
+        };
+        let mut json: CatalogJson =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if json.format_version != FORMAT_VERSION {
+            return Err(DatabaseError::NewerFormat {
+                path: path.clone(),
+                found: json.format_version,
+                known: FORMAT_VERSION,
+            });
+        }
+        let stated = std::mem::take(&mut json.crc32c);
+        if stated != checksum(&json) {
+            return Err(damaged("its checksum does not match its content".into()));
+        }
+        let bytes = match &json.membership {
+            Some(value) => Bytes::from(value.to_string()),
+            None => Bytes::new(),
+        };
+        Ok(Catalog {
+            position: log_position(json.position),
+            membership: MembershipRecord {
+                position: log_position(json.membership_position),
+                bytes,
+            },
+            databases: json.databases,
+        })
+    }
+
+    /// Replaces the catalog in `directory`; on disk when it returns.
+    pub fn write(&self, directory: &Path) -> Result<(), DatabaseError> {
+        let path = directory.join(FILE_NAME);
+        let membership = match self.membership.bytes.as_ref() {
+            [] => None,
+            bytes => Some(serde_json::from_slice(bytes).map_err(|error| {
+                DatabaseError::Internal(format!("the membership to write is not JSON: {error}"))
+            })?),
+        };
+        let mut json = CatalogJson {
+            format_version: FORMAT_VERSION,
+            position: position(self.position),
+            membership_position: position(self.membership.position),
+            membership,
+            databases: self.databases.clone(),
+            crc32c: 0,
+        };
+        json.crc32c = checksum(&json);
+        let text = serde_json::to_vec_pretty(&json).expect("invariant: a catalog is plain JSON");
+        write_synced(&path, &text).map_err(|error| DatabaseError::io(&path, error))
+    }
+}
+
+fn checksum(json: &CatalogJson) -> u32 {
+    crc32c::crc32c(&serde_json::to_vec(json).expect("invariant: a catalog is plain JSON"))
+}
+
+/// Replaces a small file so that after a crash either the old or the new content is there; on disk when it returns.
+pub(crate) fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        Catalog {
+            position: Some(LogPosition { term: 3, index: 99 }),
+            membership: MembershipRecord {
+                position: Some(LogPosition { term: 1, index: 1 }),
+                bytes: Bytes::from_static(br#"{"voters":[[1]],"nodes":{}}"#),
+            },
+            databases: BTreeMap::from([("etcd".to_owned(), 42)]),
+        }
+    }
+
+    #[test]
+    fn reads_what_it_wrote_and_refuses_a_changed_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Catalog::read(folder.path()).unwrap(), Catalog::default());
+        catalog().write(folder.path()).unwrap();
+        let read = Catalog::read(folder.path()).unwrap();
+        assert_eq!(
+            (read.position, read.databases.clone()),
+            (catalog().position, catalog().databases)
+        );
+        let path = folder.path().join(FILE_NAME);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("42", "43")).unwrap();
+        assert!(
+            Catalog::read(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("checksum")
+        );
+        fs::write(
+            &path,
+            text.replace("\"format_version\": 1", "\"format_version\": 2"),
+        )
+        .unwrap();
+        assert!(matches!(
+            Catalog::read(folder.path()),
+            Err(DatabaseError::NewerFormat { found: 2, .. })
+        ));
+    }
+}

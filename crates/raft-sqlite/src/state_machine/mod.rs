@@ -1,0 +1,522 @@
+//! What a committed log entry does: the replicated state machine of a node, all its databases in one Raft group.
+//!
+//! Stands between consensus and the databases. Entries are applied one by one, in log order (INV-APPLY-ORDER), on every node
+//! alike: whatever decides about an entry is a function of the entries before it. The node's own captured groups take the short way
+//! (their version is made visible), everything else is applied from its bytes.
+//!
+//! - [`command`]: the commands and their bytes;
+//! - [`catalog`]: what is checkpointed beside the databases: membership, names, log position;
+//! - [`snapshot`]: a pinned state to send, a received one to install.
+
+pub mod catalog;
+pub mod command;
+pub mod observer;
+pub mod snapshot;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use catalog::Catalog;
+use command::Command;
+use observer::ApplyObserver;
+
+use crate::database::DatabaseError;
+use crate::database::job::Job;
+use crate::database::pipeline::{Answers, Origin, SharedPipeline};
+use crate::database::reader_pool::ReaderPool;
+use crate::database::replica::{ApplyError, LogPosition, PinnedVersion, Replica, ReplicaOptions};
+use crate::database::writer_thread::{Proposer, WriterSetup, WriterThread};
+use crate::page::Version;
+
+/// What applying a command told: the same on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandOutcome {
+    /// Blank and membership entries, and commands that cannot fail.
+    Done,
+    /// A PageSet was computed on a version that is not the database's: it changed nothing.
+    BaseMismatch,
+    /// The database of the command does not exist (dropped in between): it changed nothing.
+    NoSuchDatabase,
+}
+
+impl std::fmt::Display for CommandOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+/// An `InvalidData` error.
+pub(crate) fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// A membership as its bytes (see `consensus`), with the position of the entry that set it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MembershipRecord {
+    /// The entry that set it; None before any.
+    pub position: Option<LogPosition>,
+    /// The bytes of a log entry of kind 2; empty before any.
+    pub bytes: Bytes,
+}
+
+/// One database on this node.
+pub(crate) struct DatabaseState {
+    pub replica: Replica,
+    pub pipeline: SharedPipeline,
+    pub writer: WriterThread,
+    /// Entries up to this index are in the file this database was opened from.
+    restored_index: AtomicU64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Applied {
+    position: Option<LogPosition>,
+    membership: MembershipRecord,
+}
+
+/// What the state machine is made with.
+pub(crate) struct MachineSetup {
+    pub node: u64,
+    /// DATA/db
+    pub directory: PathBuf,
+    pub options: ReplicaOptions,
+    pub observers: Vec<Arc<dyn ApplyObserver>>,
+    pub proposer: Arc<dyn Proposer>,
+    pub readers: Arc<ReaderPool>,
+}
+
+struct Inner {
+    setup: MachineSetup,
+    databases: RwLock<BTreeMap<String, Arc<DatabaseState>>>,
+    /// Names whose files go with the next checkpoint.
+    dropped: Mutex<Vec<String>>,
+    applied: Mutex<Applied>,
+    applied_index: watch::Sender<u64>,
+    /// Index up to which the checkpoint on disk contains the log: what may be purged (INV-PURGE-AFTER-CHECKPOINT).
+    checkpointed: Arc<AtomicU64>,
+    /// One checkpoint or install at a time.
+    files: tokio::sync::Mutex<()>,
+    /// Why this node serves no more, if so.
+    broken: Mutex<Option<String>>,
+}
+
+/// The state machine of this node; clones share it.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    inner: Arc<Inner>,
+}
+
+impl Machine {
+    /// Opens what the last checkpoint left in `setup.directory`.
+    pub fn open(setup: MachineSetup) -> Result<Machine, DatabaseError> {
+        std::fs::create_dir_all(&setup.directory)
+            .map_err(|error| DatabaseError::io(&setup.directory, error))?;
+        let catalog = Catalog::read(&setup.directory)?;
+        let checkpointed = catalog.position.map_or(0, |position| position.index);
+        let machine = Machine {
+            inner: Arc::new(Inner {
+                databases: RwLock::default(),
+                dropped: Mutex::default(),
+                applied: Mutex::new(Applied {
+                    position: catalog.position,
+                    membership: catalog.membership.clone(),
+                }),
+                applied_index: watch::channel(checkpointed).0,
+                checkpointed: Arc::new(AtomicU64::new(checkpointed)),
+                files: tokio::sync::Mutex::new(()),
+                broken: Mutex::new(None),
+                setup,
+            }),
+        };
+        for (name, version) in &catalog.databases {
+            let state = machine.open_database(name, catalog.position, Some(Version(*version)))?;
+            machine.inner.databases.write().insert(name.clone(), state);
+        }
+        Ok(machine)
+    }
+
+    /// The catalog says that `name` stood at `version` at `position`.
+    fn open_database(
+        &self,
+        name: &str,
+        position: Option<LogPosition>,
+        version: Option<Version>,
+    ) -> Result<Arc<DatabaseState>, DatabaseError> {
+        let setup = &self.inner.setup;
+        let (replica, mark) = Replica::open(&setup.directory, name, setup.options.clone())?;
+        // A checkpoint that wrote the database but not yet the catalog leaves the database ahead: its entries are then skipped.
+        let marked = mark.map_or(0, |mark| mark.position.index);
+        let at_catalog =
+            mark.map_or(Version(0), |mark| mark.version) == version.unwrap_or(Version(0));
+        let restored = match position {
+            Some(position) if at_catalog => marked.max(position.index),
+            _ => marked,
+        };
+        let pipeline = SharedPipeline::default();
+        let observers = setup.observers.clone();
+        let database = name.to_owned();
+        let writer = WriterThread::start(WriterSetup {
+            node: setup.node,
+            database: name.to_owned(),
+            replica: replica.clone(),
+            pipeline: pipeline.clone(),
+            proposer: setup.proposer.clone(),
+            on_reset: Box::new(move || {
+                observers
+                    .iter()
+                    .for_each(|observer| observer.writer_reset(&database))
+            }),
+        })
+        .map_err(|error| DatabaseError::io(&setup.directory, error))?;
+        let state = Arc::new(DatabaseState {
+            replica,
+            pipeline,
+            writer,
+            restored_index: AtomicU64::new(restored),
+        });
+        self.notify_restored(name, &state)?;
+        Ok(state)
+    }
+
+    fn notify_restored(&self, name: &str, state: &DatabaseState) -> Result<(), DatabaseError> {
+        if self.inner.setup.observers.is_empty() {
+            return Ok(());
+        }
+        let reader = state.replica.open_reader()?;
+        let version = reader.begin()?;
+        for observer in &self.inner.setup.observers {
+            observer.restored(name, version, reader.connection());
+        }
+        reader.end()
+    }
+
+    /// The database, if it exists at this node's applied index.
+    pub fn database(&self, name: &str) -> Option<Arc<DatabaseState>> {
+        self.inner.databases.read().get(name).cloned()
+    }
+
+    /// Names of all databases, sorted.
+    pub fn database_names(&self) -> Vec<String> {
+        self.inner.databases.read().keys().cloned().collect()
+    }
+
+    /// Follows the applied index; 0 = nothing.
+    pub fn applied_index(&self) -> watch::Receiver<u64> {
+        self.inner.applied_index.subscribe()
+    }
+
+    /// The newest applied entry and the membership in force.
+    pub fn applied_state(&self) -> (Option<LogPosition>, MembershipRecord) {
+        let applied = self.inner.applied.lock();
+        (applied.position, applied.membership.clone())
+    }
+
+    /// See [`crate::consensus::storage::LogStorage::new`].
+    pub fn checkpointed(&self) -> Arc<AtomicU64> {
+        self.inner.checkpointed.clone()
+    }
+
+    /// Why this node serves no more, if so.
+    pub fn broken(&self) -> Option<String> {
+        self.inner.broken.lock().clone()
+    }
+
+    /// Readers of all databases.
+    pub fn readers(&self) -> &Arc<ReaderPool> {
+        &self.inner.setup.readers
+    }
+
+    /// An entry without effect on the databases was committed.
+    pub fn apply_blank(&self, position: LogPosition) {
+        self.advance(position, None);
+    }
+
+    /// A membership entry was committed.
+    pub fn apply_membership(&self, position: LogPosition, bytes: Bytes) {
+        self.advance(
+            position,
+            Some(MembershipRecord {
+                position: Some(position),
+                bytes,
+            }),
+        );
+    }
+
+    /// A command was committed.
+    ///
+    /// # Errors
+    /// This replica is damaged, or not able to go on: the node must stop serving. Never for what is wrong with a command alone: that
+    /// is an outcome, equal on all nodes.
+    pub async fn apply_command(
+        &self,
+        position: LogPosition,
+        bytes: Bytes,
+    ) -> io::Result<CommandOutcome> {
+        let applied = match Command::decode(bytes)? {
+            Command::Pages {
+                database,
+                origin,
+                sidecars,
+                page_set,
+            } => {
+                self.apply_pages(position, &database, origin, &sidecars, &page_set)
+                    .await
+            }
+            Command::CreateDatabase { database } => self
+                .create_database(&database)
+                .map(|()| (CommandOutcome::Done, None)),
+            Command::DropDatabase { database } => {
+                self.drop_database(&database).await;
+                Ok((CommandOutcome::Done, None))
+            }
+        };
+        match applied {
+            Ok((outcome, answers)) => {
+                self.advance(position, None);
+                if let Some(answers) = answers {
+                    answers.send();
+                }
+                Ok(outcome)
+            }
+            Err(error) => {
+                let text = format!("entry {}.{}: {error}", position.term, position.index);
+                tracing::error!("{text}");
+                *self.inner.broken.lock() = Some(text.clone());
+                Err(io::Error::other(text))
+            }
+        }
+    }
+
+    fn advance(&self, position: LogPosition, membership: Option<MembershipRecord>) {
+        let mut applied = self.inner.applied.lock();
+        applied.position = Some(position);
+        if let Some(membership) = membership {
+            applied.membership = membership;
+        }
+        drop(applied);
+        self.inner.applied_index.send_replace(position.index);
+    }
+
+    async fn apply_pages(
+        &self,
+        position: LogPosition,
+        name: &str,
+        origin: Origin,
+        sidecars: &[Bytes],
+        page_set: &[u8],
+    ) -> Result<(CommandOutcome, Option<Answers>), DatabaseError> {
+        let Some(state) = self.database(name) else {
+            return Ok((CommandOutcome::NoSuchDatabase, None));
+        };
+        if position.index <= state.restored_index.load(Ordering::Acquire) {
+            return Ok((CommandOutcome::Done, None));
+        }
+        let (version, answers) = match state.pipeline.commit_own(origin, &state.replica) {
+            Some(answers) => (state.replica.committed(), Some(answers?)),
+            None => match self.apply_foreign(&state, page_set).await? {
+                Some(version) => (version, None),
+                None => return Ok((CommandOutcome::BaseMismatch, None)),
+            },
+        };
+        for observer in &self.inner.setup.observers {
+            observer.applied(name, version, sidecars);
+        }
+        if answers.is_some() {
+            state.writer.applied();
+        }
+        Ok((CommandOutcome::Done, answers))
+    }
+
+    /// None: refused by the base check, here as on every node.
+    async fn apply_foreign(
+        &self,
+        state: &DatabaseState,
+        page_set: &[u8],
+    ) -> Result<Option<Version>, DatabaseError> {
+        loop {
+            match state.replica.apply(page_set) {
+                Ok(version) => return Ok(Some(version)),
+                Err(ApplyError::BaseMismatch { base, committed }) => {
+                    tracing::info!(%base, %committed, "a PageSet was refused: computed on a version that did not happen");
+                    return Ok(None);
+                }
+                // A leader that has lost its leadership without having been told yet.
+                Err(ApplyError::CapturedVersionsExist) => {
+                    state
+                        .writer
+                        .close("another leader's entry was committed")
+                        .await
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn create_database(&self, name: &str) -> Result<(), DatabaseError> {
+        if self.database(name).is_some() {
+            return Ok(());
+        }
+        self.inner.dropped.lock().retain(|dropped| dropped != name);
+        let state = self.open_database(name, None, None)?;
+        self.inner.databases.write().insert(name.to_owned(), state);
+        Ok(())
+    }
+
+    async fn drop_database(&self, name: &str) {
+        let Some(state) = self.inner.databases.write().remove(name) else {
+            return;
+        };
+        state.writer.close("the database was dropped").await;
+        state.writer.stop();
+        // The file goes after the next catalog no longer names it: until then a restart may have to replay on it.
+        self.inner.dropped.lock().push(name.to_owned());
+    }
+
+    /// Submits a job to a database's writer; false: there is no such database here yet.
+    pub fn submit(&self, name: &str, job: Box<dyn Job>) -> Result<(), Box<dyn Job>> {
+        match self.database(name) {
+            Some(state) => {
+                state.writer.submit(job);
+                Ok(())
+            }
+            None => Err(job),
+        }
+    }
+
+    /// Opens all writers for the leadership of `term`. All entries of earlier terms must be applied.
+    pub async fn open_writers(&self, term: u64) -> Result<(), DatabaseError> {
+        for state in self.states() {
+            state.writer.open(term).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes all writers, discarding what was captured and not committed.
+    pub async fn close_writers(&self, why: &str) {
+        for state in self.states() {
+            state.writer.close(why).await;
+        }
+    }
+
+    /// Whether some writer is closed although it was opened (after a failed proposal, or for a new database).
+    pub fn has_closed_writer(&self) -> bool {
+        self.states().iter().any(|state| !state.writer.is_open())
+    }
+
+    /// Page images of all databases in memory, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.states()
+            .iter()
+            .map(|state| state.replica.statistics().memory_bytes as u64)
+            .sum()
+    }
+
+    fn states(&self) -> Vec<Arc<DatabaseState>> {
+        self.inner.databases.read().values().cloned().collect()
+    }
+
+    /// Pins the state at the newest applied entry. Must be called between two entries (by the task that applies them).
+    pub fn pin(&self) -> PinnedState {
+        let applied = self.inner.applied.lock().clone();
+        let databases = self
+            .inner
+            .databases
+            .read()
+            .iter()
+            .map(|(name, state)| (name.clone(), state.replica.clone(), state.replica.pin()))
+            .collect();
+        PinnedState {
+            position: applied.position,
+            membership: applied.membership,
+            databases,
+        }
+    }
+
+    /// Writes a pinned state to the disk; blocking I/O runs on a thread of its own. The log may be purged up to it afterwards.
+    pub async fn checkpoint(&self, state: PinnedState) -> Result<(), DatabaseError> {
+        let Some(position) = state.position else {
+            return Ok(());
+        };
+        let _files = self.inner.files.lock().await;
+        if position.index < self.inner.checkpointed.load(Ordering::Acquire) {
+            // A snapshot was installed while this one waited.
+            return Ok(());
+        }
+        let machine = self.clone();
+        tokio::task::spawn_blocking(move || machine.write_checkpoint(position, state))
+            .await
+            .map_err(|error| {
+                DatabaseError::Internal(format!("the checkpoint ended early: {error}"))
+            })?
+    }
+
+    fn write_checkpoint(
+        &self,
+        position: LogPosition,
+        state: PinnedState,
+    ) -> Result<(), DatabaseError> {
+        let mut catalog = Catalog {
+            position: Some(position),
+            membership: state.membership,
+            databases: BTreeMap::new(),
+        };
+        let dropped = std::mem::take(&mut *self.inner.dropped.lock());
+        for (name, replica, pin) in state.databases {
+            catalog.databases.insert(name, pin.version().0);
+            replica.checkpoint(pin, position)?;
+        }
+        catalog.write(&self.inner.setup.directory)?;
+        for name in dropped
+            .into_iter()
+            .filter(|name| !catalog.databases.contains_key(name))
+        {
+            Replica::remove_files(&self.inner.setup.directory, &name)?;
+        }
+        self.inner
+            .checkpointed
+            .fetch_max(position.index, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The last steps of a clean stop: checkpoint, and nothing but plain SQLite files left.
+    pub async fn close(&self) -> Result<(), DatabaseError> {
+        for state in self.states() {
+            state.writer.stop();
+        }
+        self.checkpoint(self.pin()).await
+    }
+
+    /// DATA/db
+    pub fn directory(&self) -> &Path {
+        &self.inner.setup.directory
+    }
+}
+
+/// The state of all databases after one log entry, held for as long as this lives.
+pub(crate) struct PinnedState {
+    pub position: Option<LogPosition>,
+    pub membership: MembershipRecord,
+    pub databases: Vec<(String, Replica, PinnedVersion)>,
+}
+
+impl PinnedState {
+    /// The same state, pinned a second time.
+    pub fn again(&self) -> PinnedState {
+        PinnedState {
+            position: self.position,
+            membership: self.membership.clone(),
+            databases: self
+                .databases
+                .iter()
+                .map(|(name, replica, pin)| (name.clone(), replica.clone(), pin.clone()))
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! What the writer connection writes: its private WAL, and the transactions captured from it.
+//!
+//! SQLite runs in WAL mode on a WAL of ours that is nobody else's. Frames that it writes are pending until it releases the WAL's
+//! write lock; if its wal-index then says that more frames are committed than before, those are the transaction, and their images go
+//! into the page store as the open group's version. ("The last frame has the commit mark" would be wrong: a spill, ROLLBACK TO and
+//! COMMIT leave stale frames behind the commit frame.)
+//!
+//! Of frames that are committed only the headers are kept: SQLite reads, through the WAL, only the newest frame of a page, and that is
+//! the newest image in the page store. When the WAL is long, the wal-index is told that everything is checkpointed, and SQLite
+//! starts its WAL anew by itself.
+//!
+//! Source: SQLite's "WAL-mode File Format", sections 1 and 2; wal.c.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::page::page_set::{PageSetEncoder, PageSetHeader};
+use crate::page::store::PageStore;
+use crate::page::{Page, PageNumber, PageSize, StateHash, Version, be32};
+
+/// Bytes of the WAL's header and of a frame's.
+pub(super) const WAL_HEADER_BYTES: usize = 32;
+pub(super) const FRAME_HEADER_BYTES: usize = 24;
+/// The private WAL is started anew when it has this many frames.
+const RESTART_FRAMES: usize = 1000;
+/// Words in one region of the wal-index (32 KiB, fixed by SQLite).
+const INDEX_REGION_WORDS: usize = 4096;
+/// Places in the wal-index: mxFrame, and the checkpoint's nBackfill and nBackfillAttempted.
+const MX_FRAME_AT: usize = 16;
+const BACKFILL_AT: usize = 96;
+const BACKFILL_ATTEMPTED_AT: usize = 128;
+
+/// SQLite's result codes that the file methods answer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The transaction is larger than the bound.
+    Full,
+    /// SQLite asked for what it never should.
+    Io,
+}
+
+/// The transactions of the group that is not sealed yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OpenGroup {
+    /// Transactions that captured something, over the writer's whole life.
+    pub transactions: u64,
+    /// Pages in the open group.
+    pub pages: usize,
+    /// Bytes of their images.
+    pub bytes: usize,
+}
+
+/// A group ready for the log.
+#[derive(Clone, Debug)]
+pub(crate) struct SealedGroup {
+    pub version: Version,
+    pub state_hash: StateHash,
+    pub page_set: Bytes,
+}
+
+struct State {
+    wal_header: [u8; WAL_HEADER_BYTES],
+    /// Headers of the committed frames since the WAL was started anew.
+    frames: Vec<[u8; FRAME_HEADER_BYTES]>,
+    /// Frames written and not committed; their images with slack.
+    pending: Vec<([u8; FRAME_HEADER_BYTES], Box<[u8]>)>,
+    too_large: bool,
+    transactions: u64,
+    /// Pages of the open group.
+    group: BTreeSet<u32>,
+    /// The newest sealed version and the state hash at it.
+    sealed: Version,
+    hash: StateHash,
+    /// The wal-index. Boxed slices: their addresses are SQLite's while it has them mapped.
+    index: Vec<Box<[u64]>>,
+    failed: Option<String>,
+}
+
+/// The writer's view of a database.
+pub(crate) struct Capture {
+    store: Arc<PageStore>,
+    max_transaction_bytes: usize,
+    state: Mutex<State>,
+}
+
+impl Capture {
+    /// Starts at the committed version; nothing may be captured above it.
+    pub fn new(store: Arc<PageStore>, max_transaction_bytes: usize) -> Self {
+        let (sealed, hash) = (store.committed(), store.committed_hash());
+        Self {
+            store,
+            max_transaction_bytes,
+            state: Mutex::new(State {
+                wal_header: [0; WAL_HEADER_BYTES],
+                frames: Vec::new(),
+                pending: Vec::new(),
+                too_large: false,
+                transactions: 0,
+                group: BTreeSet::new(),
+                sealed,
+                hash,
+                index: Vec::new(),
+                failed: None,
+            }),
+        }
+    }
+
+    pub fn store(&self) -> &Arc<PageStore> {
+        &self.store
+    }
+
+    fn page_size(&self) -> PageSize {
+        self.store.page_size()
+    }
+
+    /// The bound, if a transaction has hit it since the last call.
+    pub fn take_too_large(&self) -> Option<u64> {
+        std::mem::take(&mut self.state.lock().too_large)
+            .then_some(self.max_transaction_bytes as u64)
+    }
+
+    pub fn open_group(&self) -> OpenGroup {
+        let state = self.state.lock();
+        OpenGroup {
+            transactions: state.transactions,
+            pages: state.group.len(),
+            bytes: state.group.len() * self.page_size().bytes(),
+        }
+    }
+
+    /// Ends the open group; None: it captured nothing.
+    ///
+    /// Both sides of replication must agree about pages that SQLite left unwritten: those beyond the final size are dropped, those
+    /// that the database grew by are written out as zeros.
+    pub fn seal(&self) -> io::Result<Option<SealedGroup>> {
+        let mut state = self.state.lock();
+        if let Some(why) = &state.failed {
+            return Err(io::Error::other(why.clone()));
+        }
+        if state.group.is_empty() {
+            return Ok(None);
+        }
+        let base = state.sealed;
+        let version = base.next();
+        let page_count = self.store.page_count_at(version)?;
+        let base_count = self.store.page_count_at(base)?;
+        let mut pages = std::mem::take(&mut state.group);
+        for beyond in pages.split_off(&(page_count + 1)) {
+            self.store.remove_captured(PageNumber(beyond), version);
+        }
+        let unwritten: Vec<u32> = (base_count + 1..=page_count)
+            .filter(|number| !pages.contains(number))
+            .collect();
+        let zeros = unwritten
+            .iter()
+            .map(|number| (PageNumber(*number), Page::buffer(self.page_size())));
+        self.store.put_captured(version, zeros);
+        pages.extend(unwritten);
+
+        let mut hash = state.hash;
+        let mut encoder = PageSetEncoder::new();
+        for number in pages.iter().map(|number| PageNumber(*number)) {
+            let image = self.store.cached_at(number, version).ok_or_else(|| {
+                io::Error::other(format!("page {} of an open group is gone", number.0))
+            })?;
+            let old = if number.0 <= base_count {
+                self.store.page_at(number, base)?
+            } else {
+                None
+            };
+            hash.subtract(old.as_ref().map_or(0, |old| old.hash()));
+            hash.add(image.hash());
+            encoder.page(number, image.bytes(), old.as_ref().map(|old| old.bytes()));
+        }
+        for cut in page_count + 1..=base_count {
+            hash.subtract(
+                self.store
+                    .page_at(PageNumber(cut), base)?
+                    .map_or(0, |old| old.hash()),
+            );
+        }
+        let header = PageSetHeader {
+            page_size: self.page_size(),
+            base,
+            version,
+            page_count,
+            state_hash: hash,
+        };
+        let page_set = encoder.finish(header);
+        self.store
+            .record(version, pages.into_iter().map(PageNumber).collect());
+        state.sealed = version;
+        state.hash = hash;
+        Ok(Some(SealedGroup {
+            version,
+            state_hash: hash,
+            page_set,
+        }))
+    }
+
+    // ---- what the file methods of the WAL call
+
+    /// The connection is closed: its WAL and wal-index go. What is captured stays.
+    pub(super) fn close_connection(&self) {
+        let mut state = self.state.lock();
+        state.frames.clear();
+        state.pending.clear();
+        state.index.clear();
+    }
+
+    pub(super) fn truncate_wal(&self) {
+        let mut state = self.state.lock();
+        state.frames.clear();
+        state.pending.clear();
+    }
+
+    /// In bytes, as a file would have.
+    pub(super) fn wal_size(&self) -> usize {
+        let state = self.state.lock();
+        match state.frames.len() + state.pending.len() {
+            0 => 0,
+            frames => WAL_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self.page_size().bytes()),
+        }
+    }
+
+    /// Which frame a place in the WAL belongs to, and where in it.
+    fn frame_at(&self, offset: usize) -> (usize, usize) {
+        let frame_bytes = FRAME_HEADER_BYTES + self.page_size().bytes();
+        (
+            (offset - WAL_HEADER_BYTES) / frame_bytes,
+            (offset - WAL_HEADER_BYTES) % frame_bytes,
+        )
+    }
+
+    pub(super) fn write_wal(&self, bytes: &[u8], offset: usize) -> Result<(), Refused> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if offset < WAL_HEADER_BYTES {
+            if offset != 0 || bytes.len() != WAL_HEADER_BYTES {
+                return Err(Refused::Io);
+            }
+            // A WAL started anew.
+            state.wal_header.copy_from_slice(bytes);
+            state.frames.clear();
+            state.pending.clear();
+            return Ok(());
+        }
+        let (frame, within) = self.frame_at(offset);
+        // A committed frame is never rewritten.
+        let at = frame.checked_sub(state.frames.len()).ok_or(Refused::Io)?;
+        if within == 0 && bytes.len() == FRAME_HEADER_BYTES {
+            let header: [u8; FRAME_HEADER_BYTES] = bytes.try_into().map_err(|_| Refused::Io)?;
+            match at.cmp(&state.pending.len()) {
+                std::cmp::Ordering::Less => state.pending[at].0 = header,
+                std::cmp::Ordering::Equal => {
+                    if (at + 1) * self.page_size().bytes() > self.max_transaction_bytes {
+                        state.too_large = true;
+                        return Err(Refused::Full);
+                    }
+                    state.pending.push((header, Page::buffer(self.page_size())));
+                }
+                std::cmp::Ordering::Greater => return Err(Refused::Io),
+            }
+            return Ok(());
+        }
+        match state.pending.get_mut(at) {
+            Some((_, image))
+                if within == FRAME_HEADER_BYTES && bytes.len() == self.page_size().bytes() =>
+            {
+                image[..bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+            _ => Err(Refused::Io),
+        }
+    }
+
+    /// Ok(false): the WAL ends before the buffer does; the rest is zeros.
+    pub(super) fn read_wal(&self, buffer: &mut [u8], offset: usize) -> Result<bool, Refused> {
+        let state = self.state.lock();
+        if offset < WAL_HEADER_BYTES {
+            let part = state
+                .wal_header
+                .get(offset..offset + buffer.len())
+                .ok_or(Refused::Io)?;
+            buffer.copy_from_slice(part);
+            return Ok(true);
+        }
+        let (mut frame, mut within) = self.frame_at(offset);
+        let mut done = 0;
+        while done < buffer.len() {
+            let pending = frame
+                .checked_sub(state.frames.len())
+                .map(|at| state.pending.get(at));
+            let header = match pending {
+                None => &state.frames[frame],
+                Some(Some((header, _))) => header,
+                Some(None) => {
+                    buffer[done..].fill(0);
+                    return Ok(false);
+                }
+            };
+            if within < FRAME_HEADER_BYTES {
+                let count = (FRAME_HEADER_BYTES - within).min(buffer.len() - done);
+                buffer[done..done + count].copy_from_slice(&header[within..within + count]);
+                done += count;
+                within += count;
+            }
+            if done < buffer.len() {
+                let from = within - FRAME_HEADER_BYTES;
+                let count = (self.page_size().bytes() - from).min(buffer.len() - done);
+                let part = &mut buffer[done..done + count];
+                match pending {
+                    Some(Some((_, image))) => part.copy_from_slice(&image[from..from + count]),
+                    _ => {
+                        let number = PageNumber(be32(header, 0));
+                        let newest = Version(u64::MAX);
+                        self.store
+                            .copy_at(number, newest, from, part)
+                            .map_err(|_| Refused::Io)?;
+                    }
+                }
+                done += count;
+            }
+            frame += 1;
+            within = 0;
+        }
+        Ok(true)
+    }
+
+    /// The address of a region of the wal-index; None: it is not there and `extend` is false.
+    pub(super) fn index_region(&self, region: usize, extend: bool) -> Option<*mut u64> {
+        let mut state = self.state.lock();
+        while region >= state.index.len() {
+            if !extend {
+                return None;
+            }
+            state
+                .index
+                .push(vec![0; INDEX_REGION_WORDS].into_boxed_slice());
+        }
+        Some(state.index[region].as_mut_ptr())
+    }
+
+    /// The WAL's write lock was released: what the wal-index counts as committed is captured, the rest forgotten.
+    pub(super) fn write_lock_released(&self) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.pending.is_empty() {
+            return;
+        }
+        let mut pending = std::mem::take(&mut state.pending);
+        let Some(index) = state.index.first_mut() else {
+            return;
+        };
+        let committed = index_word(index, MX_FRAME_AT) as usize;
+        let Some(new) = committed
+            .checked_sub(state.frames.len())
+            .filter(|new| *new > 0)
+        else {
+            return;
+        };
+        if new > pending.len() {
+            state.failed = Some(format!(
+                "SQLite counts {new} new frames, {} were written",
+                pending.len()
+            ));
+            return;
+        }
+        pending.truncate(new);
+        let mut newest: HashMap<u32, usize> = HashMap::with_capacity(new);
+        for (at, (header, _)) in pending.iter().enumerate() {
+            newest.insert(be32(header, 0), at);
+            state.frames.push(*header);
+        }
+        let version = state.sealed.next();
+        let group = &mut state.group;
+        let images = pending
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, (header, image))| {
+                let number = be32(&header, 0);
+                (newest.get(&number) == Some(&at)).then(|| {
+                    group.insert(number);
+                    (PageNumber(number), image)
+                })
+            });
+        self.store.put_captured(version, images);
+        state.transactions += 1;
+        if committed >= RESTART_FRAMES {
+            // Every image is what a read of the main file gives anyway.
+            set_index_word(index, BACKFILL_AT, committed as u32);
+            set_index_word(index, BACKFILL_ATTEMPTED_AT, committed as u32);
+        }
+    }
+}
+
+fn index_word(index: &[u64], at: usize) -> u32 {
+    let word = index[at / 8].to_ne_bytes();
+    let at = at % 8;
+    u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
+}
+
+fn set_index_word(index: &mut [u64], at: usize, value: u32) {
+    let mut word = index[at / 8].to_ne_bytes();
+    let within = at % 8;
+    word[within..within + 4].copy_from_slice(&value.to_ne_bytes());
+    index[at / 8] = u64::from_ne_bytes(word);
+}
