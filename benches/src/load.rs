@@ -79,11 +79,8 @@ pub async fn fill(urls: &[String], keys: usize, value_bytes: usize) -> Result<()
     let tasks = (0..workers).map(|worker| async move {
         let mut client = KvClient::new(connect(urls, worker).await?);
         for number in (worker..keys).step_by(workers) {
-            let put = PutRequest {
-                key: key(number).into(),
-                value: vec![b'x'; value_bytes].into(),
-                ..Default::default()
-            };
+            let put =
+                PutRequest { key: key(number).into(), value: vec![b'x'; value_bytes].into(), ..Default::default() };
             client.put(put).await?;
         }
         anyhow::Ok(())
@@ -94,10 +91,7 @@ pub async fn fill(urls: &[String], keys: usize, value_bytes: usize) -> Result<()
 
 /// Runs one measurement.
 pub async fn run(urls: &[String], settings: Settings) -> Result<Outcome> {
-    let connections = settings
-        .clients
-        .div_ceil(CLIENTS_PER_CONNECTION)
-        .max(urls.len().min(settings.clients));
+    let connections = settings.clients.div_ceil(CLIENTS_PER_CONNECTION).max(urls.len().min(settings.clients));
     let channels = try_join_all((0..connections).map(|number| connect(urls, number))).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
@@ -109,12 +103,7 @@ pub async fn run(urls: &[String], settings: Settings) -> Result<Outcome> {
         .collect();
     tokio::time::sleep(settings.duration).await;
     stop.store(true, Ordering::Relaxed);
-    let mut outcome = Outcome {
-        operations: 0,
-        failures: 0,
-        seconds: 0.0,
-        latency: histogram()?,
-    };
+    let mut outcome = Outcome { operations: 0, failures: 0, seconds: 0.0, latency: histogram()? };
     for task in tasks {
         let (latency, failures) = task.await??;
         outcome.operations += latency.len();
@@ -146,38 +135,24 @@ async fn client_loop(
         let begin = Instant::now();
         let done = match settings.workload {
             Workload::Put => {
-                let put = PutRequest {
-                    key: key(at).into(),
-                    value: value.clone().into(),
-                    ..Default::default()
-                };
+                let put = PutRequest { key: key(at).into(), value: value.clone().into(), ..Default::default() };
                 client.put(put).await.map(drop)
             }
             Workload::Range | Workload::SerializableRange => {
                 let serializable = settings.workload == Workload::SerializableRange;
-                let range = RangeRequest {
-                    key: key(at).into(),
-                    serializable,
-                    ..Default::default()
-                };
+                let range = RangeRequest { key: key(at).into(), serializable, ..Default::default() };
                 client.range(range).await.map(drop)
             }
             Workload::Txn => {
                 // Mostly the client's own objects, as a kubelet's lease: it knows their revision.
-                let own =
-                    (at / settings.clients.max(1) * settings.clients + number) % settings.keys;
-                let answer = client
-                    .txn(update(own, seen.get(&own).copied().unwrap_or(0), &value))
-                    .await;
+                let own = (at / settings.clients.max(1) * settings.clients + number) % settings.keys;
+                let answer = client.txn(update(own, seen.get(&own).copied().unwrap_or(0), &value)).await;
                 answer.map(|answer| {
                     let answer = answer.into_inner();
-                    let revision =
-                        match answer.responses.first().and_then(|op| op.response.as_ref()) {
-                            Some(Response::ResponseRange(range)) => {
-                                range.kvs.first().map(|kv| kv.mod_revision)
-                            }
-                            _ => answer.header.map(|header| header.revision),
-                        };
+                    let revision = match answer.responses.first().and_then(|op| op.response.as_ref()) {
+                        Some(Response::ResponseRange(range)) => range.kvs.first().map(|kv| kv.mod_revision),
+                        _ => answer.header.map(|header| header.revision),
+                    };
                     seen.insert(own, revision.unwrap_or(0));
                 })
             }
@@ -199,22 +174,11 @@ fn update(number: usize, revision: i64, value: &[u8]) -> TxnRequest {
         target_union: Some(TargetUnion::ModRevision(revision)),
         ..Default::default()
     };
-    let put = PutRequest {
-        key: key.clone(),
-        value: value.to_vec().into(),
-        ..Default::default()
-    };
-    let range = RangeRequest {
-        key,
-        ..Default::default()
-    };
+    let put = PutRequest { key: key.clone(), value: value.to_vec().into(), ..Default::default() };
+    let range = RangeRequest { key, ..Default::default() };
     TxnRequest {
         compare: vec![compare],
-        success: vec![RequestOp {
-            request: Some(Request::RequestPut(put)),
-        }],
-        failure: vec![RequestOp {
-            request: Some(Request::RequestRange(range)),
-        }],
+        success: vec![RequestOp { request: Some(Request::RequestPut(put)) }],
+        failure: vec![RequestOp { request: Some(Request::RequestRange(range)) }],
     }
 }

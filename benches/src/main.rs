@@ -19,10 +19,7 @@ use report::{Measurement, Report};
 use servers::Servers;
 
 #[derive(Parser)]
-#[command(
-    about = "Measures raft-sqlite beside etcd",
-    disable_help_subcommand = true
-)]
+#[command(about = "Measures raft-sqlite beside etcd", disable_help_subcommand = true)]
 struct Arguments {
     /// The program raft-sqlite.
     #[arg(long)]
@@ -61,17 +58,12 @@ pub enum System {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(arguments))
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
-    let mut systems = vec![(
-        System::RaftSqlite,
-        vec![arguments.raft_sqlite.display().to_string(), "serve".into()],
-    )];
+    let mut systems = vec![(System::RaftSqlite, vec![arguments.raft_sqlite.display().to_string(), "serve".into()])];
     if let Some(etcd) = &arguments.etcd {
         systems.push((System::Etcd, vec![etcd.display().to_string()]));
     }
@@ -81,9 +73,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             // The order changes from round to round, so that neither always runs on the warmer machine.
             let (system, command) = &systems[(turn + round) % systems.len()];
             eprintln!("round {} of {}: {system:?}", round + 1, arguments.rounds);
-            let servers = Servers::start(command, arguments.nodes)
-                .await
-                .with_context(|| format!("{system:?}"))?;
+            let servers = Servers::start(command, arguments.nodes).await.with_context(|| format!("{system:?}"))?;
             report.idle(*system, servers.rss_bytes()?);
             load::fill(&servers.urls, arguments.keys, arguments.value_bytes).await?;
             for workload in &arguments.workloads {
@@ -103,14 +93,9 @@ async fn run(arguments: Arguments) -> Result<()> {
                         operations_per_second: result.operations as f64 / result.seconds,
                         p50_ms: result.latency.value_at_quantile(0.50) as f64 / 1000.0,
                         p99_ms: result.latency.value_at_quantile(0.99) as f64 / 1000.0,
-                        cpu_seconds_per_1000: (servers.cpu_seconds()? - cpu_before) / operations
-                            * 1000.0,
-                        disk_bytes_per_operation: (servers.disk_bytes()? - disk_before) as f64
-                            / operations,
-                        rss_mib: servers.rss_bytes()? as f64
-                            / 1024.0
-                            / 1024.0
-                            / arguments.nodes as f64,
+                        cpu_seconds_per_1000: (servers.cpu_seconds()? - cpu_before) / operations * 1000.0,
+                        disk_bytes_per_operation: (servers.disk_bytes()? - disk_before) as f64 / operations,
+                        rss_mib: servers.rss_bytes()? as f64 / 1024.0 / 1024.0 / arguments.nodes as f64,
                         failures: result.failures,
                     };
                     eprintln!("  {workload} {clients:>5} clients: {measurement}");

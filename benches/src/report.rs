@@ -30,11 +30,7 @@ impl std::fmt::Display for Measurement {
             self.disk_bytes_per_operation,
             self.rss_mib
         )?;
-        if self.failures > 0 {
-            write!(f, "  {} FAILED", self.failures)
-        } else {
-            Ok(())
-        }
+        if self.failures > 0 { write!(f, "  {} FAILED", self.failures) } else { Ok(()) }
     }
 }
 
@@ -59,21 +55,11 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
         return None;
     }
     let middle = values.len() / 2;
-    Some(if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        f64::midpoint(values[middle - 1], values[middle])
-    })
+    Some(if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) })
 }
 
 impl Report {
-    pub fn add(
-        &mut self,
-        workload: Workload,
-        clients: usize,
-        system: System,
-        measurement: Measurement,
-    ) {
+    pub fn add(&mut self, workload: Workload, clients: usize, system: System, measurement: Measurement) {
         self.rows.entry((workload, clients)).or_default()[slot(system)].push(measurement);
     }
 
@@ -83,7 +69,9 @@ impl Report {
 
     pub fn markdown(&self, description: &str) -> String {
         let mut text = format!("{description}. Ours / etcd's (ratio).\n\n");
-        text.push_str("| workload | clients | ops/s | p50 ms | p99 ms | CPU s per 1000 | disk bytes/op | MiB a node |\n");
+        text.push_str(
+            "| workload | clients | ops/s | p50 ms | p99 ms | CPU s per 1000 | disk bytes/op | MiB a node |\n",
+        );
         text.push_str("|---|---|---|---|---|---|---|---|\n");
         for ((workload, clients), systems) in &self.rows {
             let cell = |pick: fn(&Measurement) -> f64, digits: usize| {
@@ -109,18 +97,9 @@ impl Report {
         }
         let idle = |slot: usize| median(self.idle[slot].iter().map(|total| total / 3.0));
         if let (Some(ours), Some(etcds)) = (idle(0), idle(1)) {
-            let _ = writeln!(
-                text,
-                "\nIdle, right after the start: {ours:.0} / {etcds:.0} MiB a node."
-            );
+            let _ = writeln!(text, "\nIdle, right after the start: {ours:.0} / {etcds:.0} MiB a node.");
         }
-        let failures: u64 = self
-            .rows
-            .values()
-            .flatten()
-            .flatten()
-            .map(|m| m.failures)
-            .sum();
+        let failures: u64 = self.rows.values().flatten().flatten().map(|m| m.failures).sum();
         let _ = writeln!(text, "Failed requests: {failures}.");
         text
     }

@@ -21,18 +21,11 @@ impl Servers {
     /// Starts `size` nodes of `command` and waits until each knows a leader.
     pub async fn start(command: &[String], size: usize) -> Result<Servers> {
         let folder = tempfile::Builder::new().prefix("side-by-side-").tempdir()?;
-        let listeners = (0..2 * size)
-            .map(|_| TcpListener::bind("127.0.0.1:0"))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let ports = listeners
-            .iter()
-            .map(|listener| Ok(listener.local_addr()?.port()))
-            .collect::<Result<Vec<_>>>()?;
+        let listeners = (0..2 * size).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+        let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
         drop(listeners);
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let members: Vec<String> = (0..size)
-            .map(|index| format!("n{index}={}", url(ports[size + index])))
-            .collect();
+        let members: Vec<String> = (0..size).map(|index| format!("n{index}={}", url(ports[size + index]))).collect();
         let mut servers = Servers {
             urls: ports[..size].iter().map(|port| url(*port)).collect(),
             children: Vec::new(),
@@ -47,24 +40,9 @@ impl Servers {
                 .args(&command[1..])
                 .args(["--name", &name, "--log-level", "error", "--data-dir"])
                 .arg(data)
-                .args([
-                    "--listen-client-urls",
-                    client,
-                    "--advertise-client-urls",
-                    client,
-                ])
-                .args([
-                    "--listen-peer-urls",
-                    &peer,
-                    "--initial-advertise-peer-urls",
-                    &peer,
-                ])
-                .args([
-                    "--initial-cluster",
-                    &members.join(","),
-                    "--initial-cluster-state",
-                    "new",
-                ])
+                .args(["--listen-client-urls", client, "--advertise-client-urls", client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -90,12 +68,7 @@ impl Servers {
         let mut ticks = 0.0;
         for child in &self.children {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
-            let fields: Vec<&str> = stat
-                .rsplit_once(')')
-                .context("/proc/PID/stat")?
-                .1
-                .split_whitespace()
-                .collect();
+            let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace().collect();
             ticks += fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
         }
         Ok(ticks / ticks_per_second)
@@ -115,15 +88,8 @@ impl Servers {
         let mut sum = 0;
         for child in &self.children {
             let text = std::fs::read_to_string(format!("/proc/{}/{file}", child.id()))?;
-            let line = text
-                .lines()
-                .find(|line| line.starts_with(key))
-                .with_context(|| key.to_owned())?;
-            sum += line
-                .split_whitespace()
-                .nth(1)
-                .context("a number")?
-                .parse::<u64>()?;
+            let line = text.lines().find(|line| line.starts_with(key)).with_context(|| key.to_owned())?;
+            sum += line.split_whitespace().nth(1).context("a number")?.parse::<u64>()?;
         }
         Ok(sum)
     }
@@ -133,17 +99,10 @@ async fn knows_leader(url: &str) -> bool {
     let Ok(endpoint) = Endpoint::from_shared(url.to_owned()) else {
         return false;
     };
-    let Ok(channel) = endpoint
-        .connect_timeout(Duration::from_secs(1))
-        .connect()
-        .await
-    else {
+    let Ok(channel) = endpoint.connect_timeout(Duration::from_secs(1)).connect().await else {
         return false;
     };
-    match MaintenanceClient::new(channel)
-        .status(StatusRequest {})
-        .await
-    {
+    match MaintenanceClient::new(channel).status(StatusRequest {}).await {
         Ok(status) => status.into_inner().leader != 0,
         Err(_) => false,
     }

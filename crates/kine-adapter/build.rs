@@ -14,20 +14,12 @@ const FILES: [&str; 5] = [
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler
-        .include_imports(true)
-        .include_source_info(true)
-        .open_files(FILES)?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
     let descriptors = compiler.file_descriptor_set();
     compiler.include_source_info(false);
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(
-        out.join("etcd_descriptors.bin"),
-        compiler.encode_file_descriptor_set(),
-    )?;
+    fs::write(out.join("etcd_descriptors.bin"), compiler.encode_file_descriptor_set())?;
     // `bytes`: keys and values are slices of what was received, never copies.
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

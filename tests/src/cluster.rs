@@ -24,21 +24,10 @@ fn server() -> Result<Vec<String>> {
 /// The `raft-sqlite` that cargo built beside this test.
 pub fn program() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let folder = test.parent().and_then(|deps| {
-        if deps.ends_with("deps") {
-            deps.parent()
-        } else {
-            Some(deps)
-        }
-    });
-    let program = folder
-        .map(|folder| folder.join("raft-sqlite"))
-        .filter(|program| program.is_file());
+    let folder = test.parent().and_then(|deps| if deps.ends_with("deps") { deps.parent() } else { Some(deps) });
+    let program = folder.map(|folder| folder.join("raft-sqlite")).filter(|program| program.is_file());
     program.with_context(|| {
-        format!(
-            "no program raft-sqlite beside {}: run `cargo build --workspace` first",
-            test.display()
-        )
+        format!("no program raft-sqlite beside {}: run `cargo build --workspace` first", test.display())
     })
 }
 
@@ -67,13 +56,8 @@ pub struct Cluster {
 
 /// Ports that were free a moment ago.
 fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.port()))
-        .collect()
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 impl Cluster {
@@ -94,9 +78,7 @@ impl Cluster {
 
     /// Chooses names, ports and folders; starts nothing.
     pub fn prepare(size: usize, arguments: &[&str]) -> Result<Cluster> {
-        let folder = tempfile::Builder::new()
-            .prefix("raft-sqlite-test-")
-            .tempdir()?;
+        let folder = tempfile::Builder::new().prefix("raft-sqlite-test-").tempdir()?;
         let ports = free_ports(2 * size)?;
         let nodes = (0..size)
             .map(|index| {
@@ -111,50 +93,20 @@ impl Cluster {
                 }
             })
             .collect();
-        let arguments = arguments
-            .iter()
-            .map(|argument| (*argument).to_owned())
-            .collect();
-        Ok(Cluster {
-            nodes,
-            folder,
-            arguments,
-        })
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Ok(Cluster { nodes, folder, arguments })
     }
 
     /// The command line of a node.
     pub fn command(&self, index: usize) -> Result<Command> {
         let server = server()?;
         let node = &self.nodes[index];
-        let members: Vec<String> = self
-            .nodes
-            .iter()
-            .map(|node| format!("{}={}", node.name, node.peer_url))
-            .collect();
+        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.name, node.peer_url)).collect();
         let mut command = Command::new(&server[0]);
-        command
-            .args(&server[1..])
-            .args(["--name", &node.name])
-            .arg("--data-dir")
-            .arg(&node.data_dir);
-        command.args([
-            "--listen-client-urls",
-            &node.client_url,
-            "--advertise-client-urls",
-            &node.client_url,
-        ]);
-        command.args([
-            "--listen-peer-urls",
-            &node.peer_url,
-            "--initial-advertise-peer-urls",
-            &node.peer_url,
-        ]);
-        command.args([
-            "--initial-cluster",
-            &members.join(","),
-            "--initial-cluster-state",
-            "new",
-        ]);
+        command.args(&server[1..]).args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
+        command.args(["--listen-client-urls", &node.client_url, "--advertise-client-urls", &node.client_url]);
+        command.args(["--listen-peer-urls", &node.peer_url, "--initial-advertise-peer-urls", &node.peer_url]);
+        command.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
         command.args(&self.arguments);
         Ok(command)
     }
@@ -167,10 +119,7 @@ impl Cluster {
             bail!("{} is running already", node.name);
         }
         let log = File::options().create(true).append(true).open(&node.log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         node.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
         Ok(())
     }
@@ -190,11 +139,7 @@ impl Cluster {
         let url = self.nodes[index].client_url.clone();
         let ready = wait::until("a node that knows a leader", || async {
             let status = etcd::status(&url).await?;
-            if status.leader == 0 {
-                bail!("{url} knows no leader")
-            } else {
-                Ok(())
-            }
+            if status.leader == 0 { bail!("{url} knows no leader") } else { Ok(()) }
         })
         .await;
         if let Err(error) = ready {
@@ -224,10 +169,7 @@ impl Cluster {
 
     /// Whether the node's process is there; one that ended by itself is not.
     pub fn is_running(&mut self, index: usize) -> bool {
-        self.nodes[index]
-            .child
-            .as_mut()
-            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.nodes[index].child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// The index of the node that leads.
@@ -238,9 +180,7 @@ impl Cluster {
                     continue;
                 }
                 if let Ok(status) = etcd::status(&node.client_url).await
-                    && status
-                        .header
-                        .is_some_and(|header| header.member_id == status.leader)
+                    && status.header.is_some_and(|header| header.member_id == status.leader)
                 {
                     return Ok(index);
                 }
@@ -252,11 +192,7 @@ impl Cluster {
 
     /// The client addresses, separated by commas.
     pub fn endpoints(&self) -> String {
-        let urls: Vec<&str> = self
-            .nodes
-            .iter()
-            .map(|node| node.client_url.as_str())
-            .collect();
+        let urls: Vec<&str> = self.nodes.iter().map(|node| node.client_url.as_str()).collect();
         urls.join(",")
     }
 

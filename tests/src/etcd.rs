@@ -30,28 +30,15 @@ pub async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
         value: value.as_bytes().to_vec().into(),
         ..PutRequest::default()
     };
-    let answer = KvClient::new(channel.clone())
-        .put(request)
-        .await?
-        .into_inner();
+    let answer = KvClient::new(channel.clone()).put(request).await?.into_inner();
     Ok(answer.header.map_or(0, |header| header.revision))
 }
 
 /// A key's value, linearizable or from the node asked.
 pub async fn get(channel: &Channel, key: &str, serializable: bool) -> Result<Option<String>> {
-    let request = RangeRequest {
-        key: key.as_bytes().to_vec().into(),
-        serializable,
-        ..RangeRequest::default()
-    };
-    let answer = KvClient::new(channel.clone())
-        .range(request)
-        .await?
-        .into_inner();
-    Ok(answer
-        .kvs
-        .first()
-        .map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+    let request = RangeRequest { key: key.as_bytes().to_vec().into(), serializable, ..RangeRequest::default() };
+    let answer = KvClient::new(channel.clone()).range(request).await?.into_inner();
+    Ok(answer.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
 }
 
 /// All keys with a prefix, and their values.
@@ -60,19 +47,9 @@ pub async fn get_prefix(channel: &Channel, prefix: &str) -> Result<Vec<(String, 
     if let Some(last) = end.last_mut() {
         *last += 1;
     }
-    let request = RangeRequest {
-        key: prefix.as_bytes().to_vec().into(),
-        range_end: end.into(),
-        ..RangeRequest::default()
-    };
-    let answer = KvClient::new(channel.clone())
-        .range(request)
-        .await?
-        .into_inner();
+    let request =
+        RangeRequest { key: prefix.as_bytes().to_vec().into(), range_end: end.into(), ..RangeRequest::default() };
+    let answer = KvClient::new(channel.clone()).range(request).await?.into_inner();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(answer
-        .kvs
-        .iter()
-        .map(|kv| (text(&kv.key), text(&kv.value)))
-        .collect())
+    Ok(answer.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value))).collect())
 }

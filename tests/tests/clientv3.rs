@@ -14,10 +14,6 @@ async fn official_go_client() -> Result<()> {
         .current_dir(folder)
         .env("ETCD_ENDPOINTS", cluster.endpoints())
         .status()?;
-    ensure!(
-        status.success(),
-        "go test in tests/clientv3: {status}\n{}",
-        cluster.logs()
-    );
+    ensure!(status.success(), "go test in tests/clientv3: {status}\n{}", cluster.logs());
     Ok(())
 }

@@ -30,13 +30,7 @@ struct Book {
     failures: AtomicU64,
 }
 
-async fn writer(
-    number: usize,
-    urls: Vec<String>,
-    book: Arc<Book>,
-    stop: Arc<AtomicBool>,
-    seed: u64,
-) {
+async fn writer(number: usize, urls: Vec<String>, book: Arc<Book>, stop: Arc<AtomicBool>, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed ^ ((number as u64 + 1) << 32));
     let mut value = 0;
     let mut channel = None;
@@ -82,56 +76,28 @@ fn check(book: &Book, found: &[(String, String)], where_from: &str) -> Result<()
     }
     for (key, value) in &found {
         let sent = book.sent.lock().get(*key).copied().unwrap_or(0);
-        ensure!(
-            *value <= sent,
-            "{where_from}: {key} = {value}, but only {sent} was ever sent"
-        );
+        ensure!(*value <= sent, "{where_from}: {key} = {value}, but only {sent} was ever sent");
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_writes_survive_kills() -> Result<()> {
-    let seconds: u64 = std::env::var("CRASH_SECONDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(60);
-    let seed: u64 = std::env::var("CRASH_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(rand::random);
+    let seconds: u64 = std::env::var("CRASH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let seed: u64 = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     println!("CRASH_SEED={seed} CRASH_SECONDS={seconds}");
     let mut random = StdRng::seed_from_u64(seed);
     // Small checkpoints and a short election: more happens in a minute.
     let mut cluster = Cluster::start_with(
         NODES,
-        &[
-            "--snapshot-count",
-            "500",
-            "--election-timeout",
-            "500",
-            "--heartbeat-interval",
-            "50",
-        ],
+        &["--snapshot-count", "500", "--election-timeout", "500", "--heartbeat-interval", "50"],
     )
     .await?;
-    let urls: Vec<String> = cluster
-        .nodes
-        .iter()
-        .map(|node| node.client_url.clone())
-        .collect();
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.client_url.clone()).collect();
     let book = Arc::new(Book::default());
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..WRITERS)
-        .map(|number| {
-            tokio::spawn(writer(
-                number,
-                urls.clone(),
-                book.clone(),
-                stop.clone(),
-                seed,
-            ))
-        })
+        .map(|number| tokio::spawn(writer(number, urls.clone(), book.clone(), stop.clone(), seed)))
         .collect();
 
     let start = Instant::now();
@@ -145,12 +111,7 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
             _ => vec![random.random_range(0..NODES)],
         };
         for index in 0..NODES {
-            ensure!(
-                cluster.is_running(index),
-                "{} ended by itself\n{}",
-                cluster.nodes[index].name,
-                cluster.logs()
-            );
+            ensure!(cluster.is_running(index), "{} ended by itself\n{}", cluster.nodes[index].name, cluster.logs());
         }
         for victim in &victims {
             cluster.kill(*victim)?;
@@ -174,10 +135,7 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
         "{kills} kills; {acknowledged} keys acknowledged, {} failed writes, highest values add up to {written}",
         book.failures.load(Ordering::Relaxed)
     );
-    ensure!(
-        acknowledged > WRITERS,
-        "hardly anything was written: the test tests nothing"
-    );
+    ensure!(acknowledged > WRITERS, "hardly anything was written: the test tests nothing");
 
     let mut contents = Vec::new();
     for url in &urls {
@@ -189,10 +147,7 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
         check(&book, &found, url)?;
         contents.push(found);
     }
-    ensure!(
-        contents.windows(2).all(|pair| pair[0] == pair[1]),
-        "the nodes list different states"
-    );
+    ensure!(contents.windows(2).all(|pair| pair[0] == pair[1]), "the nodes list different states");
 
     // Followers first, so that the leader's last entries reach everybody: then all stop cleanly, and the files must be equal.
     if std::env::var_os(SERVER_VARIABLE).is_none() {
@@ -201,10 +156,7 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
             for url in &urls {
                 indexes.push(etcd::status(url).await?.raft_applied_index);
             }
-            ensure!(
-                indexes.windows(2).all(|pair| pair[0] == pair[1]),
-                "applied {indexes:?}"
-            );
+            ensure!(indexes.windows(2).all(|pair| pair[0] == pair[1]), "applied {indexes:?}");
             Ok(())
         })
         .await?;
@@ -214,22 +166,14 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
         }
         for node in &cluster.nodes {
             let path = node.data_dir.join("db/etcd.sqlite");
-            ensure!(
-                !path.with_extension("sqlite-wal").exists(),
-                "{}: a WAL is left",
-                path.display()
-            );
+            ensure!(!path.with_extension("sqlite-wal").exists(), "{}: a WAL is left", path.display());
             let connection = rusqlite::Connection::open(&path)?;
-            let verdict: String =
-                connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+            let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
             ensure!(verdict == "ok", "{}: {verdict}", path.display());
             drop(connection);
             files.push(std::fs::read(&path)?);
         }
-        ensure!(
-            files.windows(2).all(|pair| pair[0] == pair[1]),
-            "the database files differ"
-        );
+        ensure!(files.windows(2).all(|pair| pair[0] == pair[1]), "the database files differ");
     }
     Ok(())
 }

@@ -11,12 +11,7 @@ use crate::Failure;
 #[derive(Args, Clone, Debug)]
 pub struct EndpointArguments {
     /// Client addresses, separated by commas
-    #[arg(
-        long,
-        env = "ETCDCTL_ENDPOINTS",
-        default_value = "http://127.0.0.1:2379",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ETCDCTL_ENDPOINTS", default_value = "http://127.0.0.1:2379", value_delimiter = ',')]
     pub endpoints: Vec<String>,
     /// Trust servers whose certificate this authority signed (PEM file)
     #[arg(long, env = "ETCDCTL_CACERT")]
@@ -35,20 +30,14 @@ pub struct EndpointArguments {
 impl EndpointArguments {
     /// A connection to one of the endpoints.
     pub async fn connect(&self, endpoint: &str) -> Result<Channel, Failure> {
-        let url = if endpoint.contains("://") {
-            endpoint.to_owned()
-        } else {
-            format!("http://{endpoint}")
-        };
+        let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
         let bad = |error: &dyn std::fmt::Display| Failure::usage(format!("{endpoint}: {error}"));
         let mut target = Endpoint::from_shared(url.clone())
             .map_err(|error| bad(&error))?
             .connect_timeout(self.timeout())
             .timeout(self.timeout());
         if url.starts_with("https://") {
-            target = target
-                .tls_config(self.tls()?)
-                .map_err(|error| bad(&error))?;
+            target = target.tls_config(self.tls()?).map_err(|error| bad(&error))?;
         }
         target.connect().await.map_err(|error| {
             let mut cause: &dyn std::error::Error = &error;
@@ -79,8 +68,7 @@ impl EndpointArguments {
 
     fn tls(&self) -> Result<ClientTlsConfig, Failure> {
         let read = |path: &std::path::Path| {
-            std::fs::read(path)
-                .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+            std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
         };
         let mut tls = ClientTlsConfig::new();
         if let Some(authority) = &self.cacert {
@@ -96,9 +84,7 @@ impl EndpointArguments {
 /// A node's answer that is an error, as ours.
 pub fn refused(status: &tonic::Status) -> Failure {
     match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => {
-            Failure::unreachable(status.message())
-        }
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Failure::unreachable(status.message()),
         _ => Failure::failed(status.message()),
     }
 }

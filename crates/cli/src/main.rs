@@ -21,24 +21,15 @@ struct Failure {
 
 impl Failure {
     fn failed(message: impl std::fmt::Display) -> Self {
-        Self {
-            code: 1,
-            message: message.to_string(),
-        }
+        Self { code: 1, message: message.to_string() }
     }
 
     fn usage(message: impl std::fmt::Display) -> Self {
-        Self {
-            code: 2,
-            message: message.to_string(),
-        }
+        Self { code: 2, message: message.to_string() }
     }
 
     fn unreachable(message: impl std::fmt::Display) -> Self {
-        Self {
-            code: 3,
-            message: message.to_string(),
-        }
+        Self { code: 3, message: message.to_string() }
     }
 }
 
@@ -68,15 +59,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return report(Failure::failed(format!(
-                "the async runtime did not start: {error}"
-            )));
+            return report(Failure::failed(format!("the async runtime did not start: {error}")));
         }
     };
     let outcome = runtime.block_on(async {

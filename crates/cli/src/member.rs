@@ -32,23 +32,14 @@ pub async fn run(command: MemberCommand) -> Result<(), Failure> {
 async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let mut client = ClusterClient::new(arguments.endpoints.connect_any().await?);
     let request = MemberListRequest { linearizable: true };
-    let answer = client
-        .member_list(request)
-        .await
-        .map_err(|status| refused(&status))?
-        .into_inner();
+    let answer = client.member_list(request).await.map_err(|status| refused(&status))?.into_inner();
     let rows = answer
         .members
         .into_iter()
         .map(|member| {
             vec![
                 format!("{:016x}", member.id),
-                if member.name.is_empty() {
-                    "unstarted"
-                } else {
-                    "started"
-                }
-                .to_owned(),
+                if member.name.is_empty() { "unstarted" } else { "started" }.to_owned(),
                 member.name,
                 member.peer_ur_ls.join(","),
                 member.client_ur_ls.join(","),
@@ -56,17 +47,6 @@ async fn list(arguments: ListArguments) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output::print(
-        arguments.output,
-        &[
-            "ID",
-            "Status",
-            "Name",
-            "Peer addresses",
-            "Client addresses",
-            "Learner",
-        ],
-        rows,
-    );
+    output::print(arguments.output, &["ID", "Status", "Name", "Peer addresses", "Client addresses", "Learner"], rows);
     Ok(())
 }

@@ -18,9 +18,7 @@ pub fn print(format: Format, columns: &[&str], rows: Vec<Vec<String>>) {
     match format {
         Format::Table => {
             let mut table = Table::new();
-            table
-                .load_style(presets::UTF8_BORDERS_ONLY)
-                .set_header(columns.iter().copied());
+            table.load_style(presets::UTF8_BORDERS_ONLY).set_header(columns.iter().copied());
             for row in rows {
                 table.add_row(row);
             }
@@ -31,10 +29,7 @@ pub fn print(format: Format, columns: &[&str], rows: Vec<Vec<String>>) {
             let objects: Vec<serde_json::Value> = rows
                 .into_iter()
                 .map(|row| {
-                    let fields = columns
-                        .iter()
-                        .zip(row)
-                        .map(|(column, value)| (key(column), value.into()));
+                    let fields = columns.iter().zip(row).map(|(column, value)| (key(column), value.into()));
                     serde_json::Value::Object(fields.collect())
                 })
                 .collect();

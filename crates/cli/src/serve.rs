@@ -23,23 +23,13 @@ pub struct ServeArguments {
     #[arg(long, env = "ETCD_DATA_DIR", default_value = "raft-sqlite.data")]
     data_dir: PathBuf,
     /// Where clients are listened for, separated by commas
-    #[arg(
-        long,
-        env = "ETCD_LISTEN_CLIENT_URLS",
-        default_value = "http://127.0.0.1:2379",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ETCD_LISTEN_CLIENT_URLS", default_value = "http://127.0.0.1:2379", value_delimiter = ',')]
     listen_client_urls: Vec<String>,
     /// Client addresses told to clients [default: --listen-client-urls]
     #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_delimiter = ',')]
     advertise_client_urls: Vec<String>,
     /// Where peers are listened for
-    #[arg(
-        long,
-        env = "ETCD_LISTEN_PEER_URLS",
-        default_value = "http://127.0.0.1:2380",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ETCD_LISTEN_PEER_URLS", default_value = "http://127.0.0.1:2380", value_delimiter = ',')]
     listen_peer_urls: Vec<String>,
     /// Peer addresses that other members use [default: --listen-peer-urls]
     #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", value_delimiter = ',')]
@@ -51,11 +41,7 @@ pub struct ServeArguments {
     #[arg(long, env = "ETCD_INITIAL_CLUSTER_STATE", value_enum, default_value_t = ClusterState::New)]
     initial_cluster_state: ClusterState,
     /// Keeps clusters apart that have the same addresses
-    #[arg(
-        long,
-        env = "ETCD_INITIAL_CLUSTER_TOKEN",
-        default_value = "etcd-cluster"
-    )]
+    #[arg(long, env = "ETCD_INITIAL_CLUSTER_TOKEN", default_value = "etcd-cluster")]
     initial_cluster_token: String,
     /// How often a leader is heard of, in milliseconds
     #[arg(long, env = "ETCD_HEARTBEAT_INTERVAL", default_value_t = 100)]
@@ -86,25 +72,15 @@ enum ClusterState {
 impl ServeArguments {
     fn config(&self) -> Result<NodeConfig, Failure> {
         let or = |given: &[String], default: &[String]| -> Vec<String> {
-            if given.is_empty() {
-                default.to_vec()
-            } else {
-                given.to_vec()
-            }
+            if given.is_empty() { default.to_vec() } else { given.to_vec() }
         };
         let peers = or(&self.initial_advertise_peer_urls, &self.listen_peer_urls);
         let members = match &self.initial_cluster {
             Some(text) => parse_initial_cluster(text)?,
-            None => vec![InitialMember {
-                name: self.name.clone(),
-                peer_urls: peers.clone(),
-            }],
+            None => vec![InitialMember { name: self.name.clone(), peer_urls: peers.clone() }],
         };
         let cluster = match self.initial_cluster_state {
-            ClusterState::New => ClusterStart::Static {
-                members,
-                token: self.initial_cluster_token.clone(),
-            },
+            ClusterState::New => ClusterStart::Static { members, token: self.initial_cluster_token.clone() },
             ClusterState::Existing => ClusterStart::Join {
                 contacts: members
                     .into_iter()
@@ -123,10 +99,7 @@ impl ServeArguments {
         let listen_peers = self
             .listen_peer_urls
             .iter()
-            .map(|url| {
-                host_and_port(url)
-                    .map_err(|why| Failure::usage(format!("--listen-peer-urls: {why}")))
-            })
+            .map(|url| host_and_port(url).map_err(|why| Failure::usage(format!("--listen-peer-urls: {why}"))))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(NodeConfig {
             name: self.name.clone(),
@@ -145,20 +118,13 @@ impl ServeArguments {
 /// `NAME=URL,NAME=URL`; a name that comes twice has two addresses.
 fn parse_initial_cluster(text: &str) -> Result<Vec<InitialMember>, Failure> {
     let mut members: Vec<InitialMember> = Vec::new();
-    for part in text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-    {
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let wrong = || Failure::usage(format!("--initial-cluster: {part:?} is not NAME=URL"));
         let (name, url) = part.split_once('=').ok_or_else(wrong)?;
         host_and_port(url).map_err(|why| Failure::usage(format!("--initial-cluster: {why}")))?;
         match members.iter_mut().find(|member| member.name == name) {
             Some(member) => member.peer_urls.push(url.to_owned()),
-            None => members.push(InitialMember {
-                name: name.to_owned(),
-                peer_urls: vec![url.to_owned()],
-            }),
+            None => members.push(InitialMember { name: name.to_owned(), peer_urls: vec![url.to_owned()] }),
         }
     }
     if members.is_empty() {
@@ -168,22 +134,18 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<InitialMember>, Failure> {
 }
 
 pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log_level).map_err(|error| {
-        Failure::usage(format!("--log-level {:?}: {error}", arguments.log_level))
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log_level)
+        .map_err(|error| Failure::usage(format!("--log-level {:?}: {error}", arguments.log_level)))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = arguments.config()?;
     // Before the node is started: a port in use must not cost an election.
     let mut listeners = Vec::new();
     for url in &arguments.listen_client_urls {
-        let address = host_and_port(url)
-            .map_err(|why| Failure::usage(format!("--listen-client-urls: {why}")))?;
+        let address = host_and_port(url).map_err(|why| Failure::usage(format!("--listen-client-urls: {why}")))?;
         let listener = TcpListener::bind(&address).await.map_err(|error| {
-            Failure::failed(format!("cannot listen for clients on {address}: {error}; is another process using it? (--listen-client-urls)"))
+            Failure::failed(format!(
+                "cannot listen for clients on {address}: {error}; is another process using it? (--listen-client-urls)"
+            ))
         })?;
         listeners.push(listener);
     }
@@ -236,9 +198,7 @@ pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
     let closed = node.shutdown().await;
     let _ = stop.send(true);
     closed.map_err(|error| {
-        Failure::failed(format!(
-            "the last checkpoint failed: {error}; nothing is lost, the next start replays the log"
-        ))
+        Failure::failed(format!("the last checkpoint failed: {error}; nothing is lost, the next start replays the log"))
     })?;
     tracing::info!("stopped; the databases are plain SQLite files");
     outcome

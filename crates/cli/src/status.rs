@@ -18,41 +18,20 @@ pub struct StatusArguments {
     output: Format,
 }
 
-const COLUMNS: &[&str] = &[
-    "ID",
-    "Name",
-    "Address",
-    "Role",
-    "Term",
-    "Leader",
-    "Log index",
-    "Applied index",
-    "Size bytes",
-    "Errors",
-];
+const COLUMNS: &[&str] =
+    &["ID", "Name", "Address", "Role", "Term", "Leader", "Log index", "Applied index", "Size bytes", "Errors"];
 
 /// Asks every member (not only the endpoints given) how it is.
 pub async fn run(arguments: StatusArguments) -> Result<(), Failure> {
     let mut client = ClusterClient::new(arguments.endpoints.connect_any().await?);
     // Not linearizable: it must work without a leader, too.
-    let request = MemberListRequest {
-        linearizable: false,
-    };
-    let members = client
-        .member_list(request)
-        .await
-        .map_err(|status| refused(&status))?
-        .into_inner()
-        .members;
+    let request = MemberListRequest { linearizable: false };
+    let members = client.member_list(request).await.map_err(|status| refused(&status))?.into_inner().members;
     let mut rows = Vec::new();
     let mut leader_known = false;
     for member in members {
         let address = member.client_ur_ls.first().cloned().unwrap_or_default();
-        let mut row = vec![
-            format!("{:016x}", member.id),
-            member.name.clone(),
-            address.clone(),
-        ];
+        let mut row = vec![format!("{:016x}", member.id), member.name.clone(), address.clone()];
         match ask(&arguments.endpoints, &address).await {
             Ok(status) => {
                 leader_known |= status.leader != 0;
@@ -79,11 +58,7 @@ pub async fn run(arguments: StatusArguments) -> Result<(), Failure> {
         rows.push(row);
     }
     output::print(arguments.output, COLUMNS, rows);
-    if leader_known {
-        Ok(())
-    } else {
-        Err(Failure::unreachable("no member knows a leader"))
-    }
+    if leader_known { Ok(()) } else { Err(Failure::unreachable("no member knows a leader")) }
 }
 
 async fn ask(
@@ -94,9 +69,5 @@ async fn ask(
         return Err(Failure::unreachable("it has told no client address"));
     }
     let mut client = MaintenanceClient::new(endpoints.connect(address).await?);
-    Ok(client
-        .status(StatusRequest {})
-        .await
-        .map_err(|status| refused(&status))?
-        .into_inner())
+    Ok(client.status(StatusRequest {}).await.map_err(|status| refused(&status))?.into_inner())
 }

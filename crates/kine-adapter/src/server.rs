@@ -16,7 +16,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use raft_sqlite::Node;
+use raft_sqlite::{Leadership, Node};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -130,6 +130,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     services: Arc<Services>,
+    leadership: watch::Receiver<Leadership>,
 }
 
 impl Server {
@@ -137,22 +138,26 @@ impl Server {
     /// one server.
     #[must_use]
     pub fn new(node: Node, store: Store, options: ServerOptions) -> Server {
+        let leadership = node.leadership();
+        Server::following(node, store, options, leadership)
+    }
+
+    /// As [`Server::new`], with this view of who leads: a seam for tests.
+    pub(crate) fn following(
+        node: Node,
+        store: Store,
+        options: ServerOptions,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Server {
         debug_assert_eq!(node.id(), store.node().id());
         let max_fragment_bytes = store.options().max_request_bytes + OVERHEAD_BYTES;
         let hub = Hub::of_store(&store, max_fragment_bytes);
-        let lessor_options = LessorOptions {
-            extension: options.election_timeout,
-            request_timeout: options.request_timeout,
-        };
+        let lessor_options =
+            LessorOptions { extension: options.election_timeout, request_timeout: options.request_timeout };
         let lessor = Lessor::new(store.clone(), lessor_options);
-        store.set_sink(Arc::new(Sink {
-            hub: Arc::downgrade(&hub),
-            lessor: Arc::downgrade(&lessor),
-        }));
+        store.set_sink(Arc::new(Sink { hub: Arc::downgrade(&hub), lessor: Arc::downgrade(&lessor) }));
         hub.begin();
-        Server {
-            services: Services::new(store, hub, lessor, options),
-        }
+        Server { services: Services::new(store, hub, lessor, options, leadership.clone()), leadership }
     }
 
     /// The keeper of the leases' deadlines.
@@ -173,27 +178,18 @@ impl Server {
         listeners: Vec<TcpListener>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ServeError> {
-        let services = self.services;
-        let router = Arc::new(
-            Router::new(services.clone())
-                .await
-                .map_err(ServeError::Build)?,
-        );
-        let app = App {
-            services: services.clone(),
-            router,
-        };
+        let Server { services, leadership } = self;
+        let router = Arc::new(Router::new(services.clone()).await.map_err(ServeError::Build)?);
+        let app = App { services: services.clone(), router };
         let tls = services.options.tls.as_ref().map(tls_config);
         if let Some(tls) = &tls {
             // Faults show now rather than at the first connection.
-            tonic::transport::Server::builder()
-                .tls_config(tls.clone())
-                .map_err(ServeError::Tls)?;
+            tonic::transport::Server::builder().tls_config(tls.clone()).map_err(ServeError::Tls)?;
         }
 
         let mut background = JoinSet::new();
         background.spawn(services.hub.clone().run());
-        background.spawn(services.lessor.clone().run());
+        background.spawn(services.lessor.clone().run(leadership));
         let follower = services.clone();
         background.spawn(async move { follower.follow_leadership().await });
 
@@ -202,22 +198,14 @@ impl Server {
         for listener in listeners {
             match &tls {
                 None => serving.spawn(serve_plain(app.clone(), listener, stopping.clone())),
-                Some(tls) => serving.spawn(serve_tls(
-                    app.clone(),
-                    tls.clone(),
-                    listener,
-                    stopping.clone(),
-                )),
+                Some(tls) => serving.spawn(serve_tls(app.clone(), tls.clone(), listener, stopping.clone())),
             };
         }
         shutdown.await;
         services.stop();
         stop.send_replace(true);
         let drained = async { while serving.join_next().await.is_some() {} };
-        if tokio::time::timeout(services.options.drain_timeout, drained)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(services.options.drain_timeout, drained).await.is_err() {
             tracing::warn!("requests in flight were dropped");
         }
         Ok(())
@@ -246,9 +234,7 @@ impl App {
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(rest) = headers
-        .get(CONTENT_TYPE)
-        .and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"))
+    let Some(rest) = headers.get(CONTENT_TYPE).and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"))
     else {
         return false;
     };
@@ -323,8 +309,7 @@ async fn serve_connection(
 }
 
 fn tls_config(options: &TlsOptions) -> ServerTlsConfig {
-    let config =
-        ServerTlsConfig::new().identity(Identity::from_pem(&options.certificate, &options.key));
+    let config = ServerTlsConfig::new().identity(Identity::from_pem(&options.certificate, &options.key));
     match &options.client_authority {
         Some(authority) => config.client_ca_root(Certificate::from_pem(authority)),
         None => config,
@@ -332,12 +317,7 @@ fn tls_config(options: &TlsOptions) -> ServerTlsConfig {
 }
 
 /// Encrypted connections are accepted by tonic, which brings rustls; requests take the same way from there.
-async fn serve_tls(
-    app: App,
-    tls: ServerTlsConfig,
-    listener: TcpListener,
-    mut stopping: watch::Receiver<bool>,
-) {
+async fn serve_tls(app: App, tls: ServerTlsConfig, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
     let options = &app.services.options;
     let interval = (!options.keepalive_interval.is_zero()).then_some(options.keepalive_interval);
     let builder = tonic::transport::Server::builder()
@@ -357,11 +337,7 @@ async fn serve_tls(
     let routes = tonic::service::Routes::from(axum::Router::new().fallback_service(service));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let stop = async move { stopped(&mut stopping).await };
-    if let Err(error) = builder
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop)
-        .await
-    {
+    if let Err(error) = builder.add_routes(routes).serve_with_incoming_shutdown(incoming, stop).await {
         tracing::error!(%error, "TLS listener ended");
     }
 }

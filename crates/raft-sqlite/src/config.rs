@@ -6,6 +6,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::NodeId;
+use crate::log::SyncMode;
 
 /// A member as the initial configuration names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct NodeConfig {
     pub log_entries_to_keep: u64,
     /// Reader threads; 0 = one per processor, at most 4.
     pub reader_threads: usize,
+    /// What the log's sync promises; full: an acknowledged write survives the loss of power on a majority.
+    pub log_sync: SyncMode,
     /// Certificates for peers; None: plain connections.
     pub peer_tls: Option<PeerTls>,
 }
@@ -85,20 +88,14 @@ impl NodeConfig {
     /// A single node on this machine with its files in `data_dir`, reached by no peer.
     pub fn single(data_dir: impl Into<PathBuf>) -> Self {
         let url = "http://127.0.0.1:0".to_owned();
-        let member = InitialMember {
-            name: "default".into(),
-            peer_urls: vec![url.clone()],
-        };
+        let member = InitialMember { name: "default".into(), peer_urls: vec![url.clone()] };
         Self {
             data_dir: data_dir.into(),
             name: "default".into(),
             listen_peers: vec!["127.0.0.1:0".into()],
             advertise_peer_urls: vec![url],
             advertise_client_urls: Vec::new(),
-            cluster: ClusterStart::Static {
-                members: vec![member],
-                token: "raft-sqlite".into(),
-            },
+            cluster: ClusterStart::Static { members: vec![member], token: "raft-sqlite".into() },
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
             page_size: 4096,
@@ -107,6 +104,7 @@ impl NodeConfig {
             checkpoint_bytes: 64 * 1024 * 1024,
             log_entries_to_keep: 5_000,
             reader_threads: 0,
+            log_sync: SyncMode::default(),
             peer_tls: None,
         }
     }
@@ -115,30 +113,18 @@ impl NodeConfig {
     ///
     /// # Errors
     /// A sentence when `name` is not among `members` or an address is none.
-    pub fn member(
-        data_dir: impl Into<PathBuf>,
-        name: &str,
-        members: Vec<InitialMember>,
-    ) -> Result<Self, String> {
+    pub fn member(data_dir: impl Into<PathBuf>, name: &str, members: Vec<InitialMember>) -> Result<Self, String> {
         let own = members
             .iter()
             .find(|member| member.name == name)
-            .ok_or_else(|| {
-                format!("the initial cluster has no member {name:?}: it must list this node too")
-            })?;
+            .ok_or_else(|| format!("the initial cluster has no member {name:?}: it must list this node too"))?;
         let peer_urls = own.peer_urls.clone();
-        let listen = peer_urls
-            .iter()
-            .map(|url| host_and_port(url))
-            .collect::<Result<Vec<_>, _>>()?;
+        let listen = peer_urls.iter().map(|url| host_and_port(url)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             name: name.to_owned(),
             listen_peers: listen,
             advertise_peer_urls: peer_urls,
-            cluster: ClusterStart::Static {
-                members,
-                token: "raft-sqlite".into(),
-            },
+            cluster: ClusterStart::Static { members, token: "raft-sqlite".into() },
             ..Self::single(data_dir)
         })
     }
@@ -149,21 +135,15 @@ impl NodeConfig {
 /// # Errors
 /// A sentence when `url` is not `http://HOST:PORT` or `https://HOST:PORT`.
 pub fn host_and_port(url: &str) -> Result<String, String> {
-    let rest = url
-        .strip_prefix("http://")
-        .or_else(|| url.strip_prefix("https://"));
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let rest = rest.map(|rest| rest.trim_end_matches('/'));
     match rest {
         Some(rest)
-            if rest
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
+            if rest.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
         {
             Ok(rest.to_owned())
         }
-        _ => Err(format!(
-            "{url:?} is no address: write http://HOST:PORT or https://HOST:PORT"
-        )),
+        _ => Err(format!("{url:?} is no address: write http://HOST:PORT or https://HOST:PORT")),
     }
 }
 
@@ -176,10 +156,7 @@ pub fn member_id(peer_urls: &[String], token: &str) -> NodeId {
 
 /// The id of a cluster: from its initial members' ids and its token.
 pub fn cluster_id(members: &[InitialMember], token: &str) -> u64 {
-    let mut ids: Vec<u64> = members
-        .iter()
-        .map(|member| member_id(&member.peer_urls, token).0)
-        .collect();
+    let mut ids: Vec<u64> = members.iter().map(|member| member_id(&member.peer_urls, token).0).collect();
     ids.sort_unstable();
     let ids: Vec<String> = ids.iter().map(|id| format!("{id:016x}")).collect();
     hash_id(&["cluster", &ids.join(","), token])
@@ -193,12 +170,7 @@ fn hash_id(parts: &[&str]) -> u64 {
         hash.update(part);
     }
     let digest = hash.finalize();
-    u64::from_le_bytes(
-        digest[..8]
-            .try_into()
-            .expect("invariant: SHA-256 has 32 bytes"),
-    )
-    .max(1)
+    u64::from_le_bytes(digest[..8].try_into().expect("invariant: SHA-256 has 32 bytes")).max(1)
 }
 
 #[cfg(test)]
@@ -208,10 +180,7 @@ mod tests {
     #[test]
     fn ids_depend_on_addresses_and_token_not_on_order() {
         let urls = |list: &[&str]| list.iter().map(|url| url.to_string()).collect::<Vec<_>>();
-        let (a, b) = (
-            urls(&["http://a:1", "http://b:1"]),
-            urls(&["http://b:1", "http://a:1"]),
-        );
+        let (a, b) = (urls(&["http://a:1", "http://b:1"]), urls(&["http://b:1", "http://a:1"]));
         assert_eq!(member_id(&a, "t"), member_id(&b, "t"));
         assert_ne!(member_id(&a, "t"), member_id(&a, "u"));
     }
@@ -221,10 +190,7 @@ mod tests {
         assert_eq!(host_and_port("http://h:1").unwrap(), "h:1");
         assert_eq!(host_and_port("https://[::1]:2380/").unwrap(), "[::1]:2380");
         for bad in ["h:1", "http://h", "http://:1", "http://h:x", "ftp://h:1"] {
-            assert!(
-                host_and_port(bad).unwrap_err().contains("http://HOST:PORT"),
-                "{bad}"
-            );
+            assert!(host_and_port(bad).unwrap_err().contains("http://HOST:PORT"), "{bad}");
         }
     }
 }

@@ -33,9 +33,7 @@ pub enum WriteError<E = std::convert::Infallible> {
     #[error("too many writes are waiting on this node: try again later, or send less at once")]
     Overloaded,
     /// The transaction changed more than fits one replicated transaction. Rolled back.
-    #[error(
-        "the transaction changes more than {limit_bytes} bytes of pages: split it, or raise max_transaction_bytes"
-    )]
+    #[error("the transaction changes more than {limit_bytes} bytes of pages: split it, or raise max_transaction_bytes")]
     TooLarge {
         /// The bound, in bytes of page images.
         limit_bytes: u64,
@@ -64,13 +62,10 @@ impl<E> WriteError<E> {
     /// What became of the call.
     pub fn class(&self) -> ErrorClass {
         match self {
-            WriteError::NotLeader { .. } | WriteError::Overloaded | WriteError::DiskFull => {
-                ErrorClass::Retryable
+            WriteError::NotLeader { .. } | WriteError::Overloaded | WriteError::DiskFull => ErrorClass::Retryable,
+            WriteError::TooLarge { .. } | WriteError::Sql(_) | WriteError::Rejected(_) | WriteError::Closure(_) => {
+                ErrorClass::Rejected
             }
-            WriteError::TooLarge { .. }
-            | WriteError::Sql(_)
-            | WriteError::Rejected(_)
-            | WriteError::Closure(_) => ErrorClass::Rejected,
             WriteError::OutcomeUnknown(_) => ErrorClass::OutcomeUnknown,
             WriteError::Fatal(_) => ErrorClass::Fatal,
         }

@@ -41,10 +41,8 @@ pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;
 pub use database::job::WriteContext;
 pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, WriteError};
-pub use log::LogError;
-pub use node::{
-    CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role,
-};
+pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
+pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
 pub use page::Version;
 pub use rusqlite;
 pub use state_machine::observer::ApplyObserver;

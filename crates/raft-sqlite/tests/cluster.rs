@@ -1,10 +1,11 @@
 //! Clusters of nodes in one process, over real sockets: replication, forwarding, reads, leader changes, membership, restarts.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::{Duration, Instant};
 
 use raft_sqlite::{
-    ClusterStart, InitialMember, Node, NodeConfig, NodeId, ReadConsistency, Role, Statement, Value,
-    WriteError,
+    ClusterStart, InitialMember, Node, NodeConfig, NodeId, ReadConsistency, Role, Statement, Value, WriteError,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,17 +23,9 @@ fn free_url() -> String {
 
 impl Cluster {
     async fn start(size: usize) -> Cluster {
-        let members: Vec<InitialMember> = (0..size)
-            .map(|number| InitialMember {
-                name: format!("n{number}"),
-                peer_urls: vec![free_url()],
-            })
-            .collect();
-        let mut cluster = Cluster {
-            folder: tempfile::tempdir().unwrap(),
-            members,
-            nodes: Vec::new(),
-        };
+        let members: Vec<InitialMember> =
+            (0..size).map(|number| InitialMember { name: format!("n{number}"), peer_urls: vec![free_url()] }).collect();
+        let mut cluster = Cluster { folder: tempfile::tempdir().unwrap(), members, nodes: Vec::new() };
         for number in 0..size {
             let node = Node::start(cluster.config(number)).await.unwrap();
             cluster.nodes.push(Some(node));
@@ -45,9 +38,7 @@ impl Cluster {
 
     fn config(&self, number: usize) -> NodeConfig {
         let name = format!("n{number}");
-        let mut config =
-            NodeConfig::member(self.folder.path().join(&name), &name, self.members.clone())
-                .unwrap();
+        let mut config = NodeConfig::member(self.folder.path().join(&name), &name, self.members.clone()).unwrap();
         config.heartbeat_interval = Duration::from_millis(50);
         config.election_timeout = Duration::from_millis(400);
         config.checkpoint_entries = 50;
@@ -62,10 +53,10 @@ impl Cluster {
     async fn leader(&self) -> usize {
         let start = Instant::now();
         loop {
-            let found = self.nodes.iter().position(|node| {
-                node.as_ref()
-                    .is_some_and(|node| node.leadership().borrow().writable_here)
-            });
+            let found = self
+                .nodes
+                .iter()
+                .position(|node| node.as_ref().is_some_and(|node| node.leadership().borrow().writable_here));
             if let Some(found) = found {
                 return found;
             }
@@ -94,10 +85,7 @@ impl Cluster {
         loop {
             let states: Vec<_> = self
                 .running()
-                .map(|node| {
-                    node.database_statistics("app")
-                        .map(|now| (now.version, now.state_hash))
-                })
+                .map(|node| node.database_statistics("app").map(|now| (now.version, now.state_hash)))
                 .collect();
             if states.windows(2).all(|pair| pair[0] == pair[1]) && states[0].is_some() {
                 return states[0].unwrap().1;
@@ -109,11 +97,7 @@ impl Cluster {
 }
 
 async fn count(node: &Node, consistency: ReadConsistency) -> i64 {
-    let rows = node
-        .database("app")
-        .query("SELECT count(*) FROM t", consistency)
-        .await
-        .unwrap();
+    let rows = node.database("app").query("SELECT count(*) FROM t", consistency).await.unwrap();
     match rows.rows[0][0] {
         Value::Integer(count) => count,
         ref other => panic!("{other:?}"),
@@ -124,8 +108,7 @@ async fn count(node: &Node, consistency: ReadConsistency) -> i64 {
 async fn insert(node: &Node, key: i64) {
     let start = Instant::now();
     loop {
-        let statement =
-            Statement::new("INSERT OR IGNORE INTO t VALUES (?, hex(randomblob(20)))").bind(key);
+        let statement = Statement::new("INSERT OR IGNORE INTO t VALUES (?, hex(randomblob(20)))").bind(key);
         match node.database("app").execute(statement).await {
             Ok(_) => return,
             Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
@@ -137,10 +120,7 @@ async fn insert(node: &Node, key: i64) {
 async fn every_node_takes_writes_and_reads() {
     let cluster = Cluster::start(3).await;
     let db = cluster.node(0).database("app");
-    let created = db
-        .execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)")
-        .await
-        .unwrap();
+    let created = db.execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)").await.unwrap();
     assert_eq!(created.rows_affected, 0);
     for (number, node) in cluster.running().enumerate() {
         let db = node.database("app");
@@ -148,26 +128,14 @@ async fn every_node_takes_writes_and_reads() {
             .bind_named(":k", number as i64)
             .bind_named(":v", "x".to_owned());
         let done = db.execute(statement).await.unwrap();
-        assert_eq!(
-            (done.rows_affected, done.last_insert_rowid),
-            (1, number as i64)
-        );
+        assert_eq!((done.rows_affected, done.last_insert_rowid), (1, number as i64));
         // Linearizable on every other node, at once; and by version.
         for other in cluster.running() {
-            assert_eq!(
-                count(other, ReadConsistency::Linearizable).await,
-                number as i64 + 1
-            );
-            assert_eq!(
-                count(other, ReadConsistency::AtLeast(done.version)).await,
-                number as i64 + 1
-            );
+            assert_eq!(count(other, ReadConsistency::Linearizable).await, number as i64 + 1);
+            assert_eq!(count(other, ReadConsistency::AtLeast(done.version)).await, number as i64 + 1);
         }
         // A batch is all or nothing.
-        let broken = vec![
-            "DELETE FROM t".into(),
-            Statement::new("INSERT INTO nowhere VALUES (1)"),
-        ];
+        let broken = vec!["DELETE FROM t".into(), Statement::new("INSERT INTO nowhere VALUES (1)")];
         match db.batch(broken).await {
             Err(WriteError::Closure(error)) => {
                 assert_eq!(error.statement, 1);
@@ -175,10 +143,7 @@ async fn every_node_takes_writes_and_reads() {
             }
             other => panic!("{other:?}"),
         }
-        let returned = db
-            .execute("UPDATE t SET v = random() RETURNING v")
-            .await
-            .unwrap();
+        let returned = db.execute("UPDATE t SET v = random() RETURNING v").await.unwrap();
         assert_eq!(returned.rows.rows.len(), number + 1);
     }
     cluster.wait_equal().await;
@@ -189,24 +154,15 @@ async fn closures_run_on_the_leader_alone_and_what_they_read_is_confirmed() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let db = cluster.node(leader).database("app");
-    db.write(|context| {
-        context
-            .connection()
-            .execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)")
-    })
-    .await
-    .unwrap();
+    db.write(|context| context.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)"))
+        .await
+        .unwrap();
     let writes = (0..200).map(|key| {
         let db = db.clone();
         tokio::spawn(async move {
             db.write(move |context| {
-                context
-                    .connection()
-                    .prepare_cached("INSERT INTO t VALUES (?, 'x')")?
-                    .execute([key])?;
-                context
-                    .connection()
-                    .query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
+                context.connection().prepare_cached("INSERT INTO t VALUES (?, 'x')")?.execute([key])?;
+                context.connection().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
             })
             .await
             .unwrap()
@@ -217,61 +173,32 @@ async fn closures_run_on_the_leader_alone_and_what_they_read_is_confirmed() {
         seen.push(write.await.unwrap());
     }
     seen.sort_unstable();
-    assert_eq!(
-        seen,
-        (1..=200).collect::<Vec<_>>(),
-        "each transaction ran alone, one after another"
-    );
+    assert_eq!(seen, (1..=200).collect::<Vec<_>>(), "each transaction ran alone, one after another");
     // No effect, no entry; and an error of the closure's own rolls back.
     let before = db.read(|_, version| version).await.unwrap();
     let read = db
-        .write(|context| {
-            context
-                .connection()
-                .query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
-        })
+        .write(|context| context.connection().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)))
         .await;
     assert_eq!(read.unwrap(), 200);
     let failed: Result<(), _> = db
         .write(|context| {
-            context
-                .connection()
-                .execute_batch("DELETE FROM t")
-                .map_err(|error| error.to_string())?;
+            context.connection().execute_batch("DELETE FROM t").map_err(|error| error.to_string())?;
             Err("no".to_owned())
         })
         .await;
-    assert!(
-        matches!(failed, Err(WriteError::Closure(ref why)) if why == "no"),
-        "{failed:?}"
-    );
+    assert!(matches!(failed, Err(WriteError::Closure(ref why)) if why == "no"), "{failed:?}");
     let panicked: Result<(), WriteError<()>> = db.write(|_| panic!("on purpose")).await;
-    assert!(
-        matches!(panicked, Err(WriteError::Rejected(_))),
-        "{panicked:?}"
-    );
+    assert!(matches!(panicked, Err(WriteError::Rejected(_))), "{panicked:?}");
     assert_eq!(db.read(|_, version| version).await.unwrap(), before);
     let follower = (0..3).find(|number| *number != leader).unwrap();
-    let refused = cluster
-        .node(follower)
-        .database("app")
-        .write(|_| Ok::<_, ()>(()))
-        .await;
-    assert!(
-        matches!(refused, Err(WriteError::NotLeader { .. })),
-        "{refused:?}"
-    );
+    let refused = cluster.node(follower).database("app").write(|_| Ok::<_, ()>(())).await;
+    assert!(matches!(refused, Err(WriteError::NotLeader { .. })), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_go_and_come_back_and_nothing_is_lost() {
     let mut cluster = Cluster::start(3).await;
-    cluster
-        .node(0)
-        .database("app")
-        .execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)")
-        .await
-        .unwrap();
+    cluster.node(0).database("app").execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)").await.unwrap();
     let mut key = 0;
     for round in 0..4 {
         for _ in 0..40 {
@@ -295,46 +222,27 @@ async fn leaders_go_and_come_back_and_nothing_is_lost() {
             insert(cluster.node((victim + 1 + (key % 2) as usize) % 3), key).await;
         }
         cluster.restart(victim).await;
-        assert_eq!(
-            count(cluster.node(victim), ReadConsistency::Linearizable).await,
-            key
-        );
+        assert_eq!(count(cluster.node(victim), ReadConsistency::Linearizable).await, key);
     }
     cluster.wait_equal().await;
     for node in 0..3 {
         cluster.stop(node).await;
     }
     // Plain SQLite files, equal byte for byte.
-    let file = |number: usize| {
-        cluster
-            .folder
-            .path()
-            .join(format!("n{number}/db/app.sqlite"))
-    };
-    let bytes: Vec<Vec<u8>> = (0..3)
-        .map(|number| std::fs::read(file(number)).unwrap())
-        .collect();
+    let file = |number: usize| cluster.folder.path().join(format!("n{number}/db/app.sqlite"));
+    let bytes: Vec<Vec<u8>> = (0..3).map(|number| std::fs::read(file(number)).unwrap()).collect();
     assert!(bytes[0] == bytes[1] && bytes[1] == bytes[2]);
     let connection = raft_sqlite::rusqlite::Connection::open(file(0)).unwrap();
-    let rows: i64 = connection
-        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-        .unwrap();
+    let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, key);
-    let verdict: String = connection
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
+    let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     let mut cluster = Cluster::start(3).await;
-    cluster
-        .node(0)
-        .database("app")
-        .execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)")
-        .await
-        .unwrap();
+    cluster.node(0).database("app").execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)").await.unwrap();
     let leader = cluster.leader().await;
     let away = (leader + 1) % 3;
     cluster.stop(away).await;
@@ -343,22 +251,14 @@ async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     }
     // Checkpoints every 50 entries, 20 entries kept: the log no longer reaches back.
     cluster.restart(away).await;
-    assert_eq!(
-        count(cluster.node(away), ReadConsistency::Linearizable).await,
-        400
-    );
+    assert_eq!(count(cluster.node(away), ReadConsistency::Linearizable).await, 400);
     cluster.wait_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_becomes_a_voter_and_is_removed() {
     let mut cluster = Cluster::start(1).await;
-    cluster
-        .node(0)
-        .database("app")
-        .execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)")
-        .await
-        .unwrap();
+    cluster.node(0).database("app").execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT)").await.unwrap();
     for key in 1..=120 {
         insert(cluster.node(0), key).await;
     }
@@ -370,10 +270,7 @@ async fn a_node_joins_becomes_a_voter_and_is_removed() {
         config.data_dir = cluster.folder.path().join(&config.name);
         config.listen_peers = vec![url.trim_start_matches("http://").to_owned()];
         config.advertise_peer_urls = vec![url];
-        config.cluster = ClusterStart::Join {
-            contacts: contacts.clone(),
-            voter: true,
-        };
+        config.cluster = ClusterStart::Join { contacts: contacts.clone(), voter: true };
         let node = Node::start(config).await.unwrap();
         node.wait_for_leader(PATIENCE).await.unwrap();
         assert_eq!(count(&node, ReadConsistency::Linearizable).await, 120);
@@ -385,69 +282,36 @@ async fn a_node_joins_becomes_a_voter_and_is_removed() {
     cluster.wait_equal().await;
     let gone: NodeId = cluster.node(2).id();
     cluster.node(1).remove_member(gone).await.unwrap();
-    cluster
-        .nodes
-        .pop()
-        .unwrap()
-        .unwrap()
-        .shutdown()
-        .await
-        .unwrap();
+    cluster.nodes.pop().unwrap().unwrap().shutdown().await.unwrap();
     let start = Instant::now();
     while cluster.node(0).members().len() != 2 {
         assert!(start.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     insert(cluster.node(0), 122).await;
-    let error = cluster
-        .node(0)
-        .remove_member(gone)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = cluster.node(0).remove_member(gone).await.unwrap_err().to_string();
     assert!(error.contains("there is no member"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_starts_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let node = Node::start(NodeConfig::single(folder.path()))
-        .await
-        .unwrap();
+    let node = Node::start(NodeConfig::single(folder.path())).await.unwrap();
     node.wait_for_leader(PATIENCE).await.unwrap();
-    node.database("app")
-        .execute("CREATE TABLE t(x)")
-        .await
-        .unwrap();
-    let refused = node
-        .database("../etc")
-        .execute("SELECT 1")
-        .await
-        .unwrap_err()
-        .to_string();
+    node.database("app").execute("CREATE TABLE t(x)").await.unwrap();
+    let refused = node.database("../etc").execute("SELECT 1").await.unwrap_err().to_string();
     assert!(refused.contains("no name for a database"), "{refused}");
-    let error = Node::start(NodeConfig::single(folder.path()))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("in use") || error.contains("lock"),
-        "{error}"
-    );
+    let error = Node::start(NodeConfig::single(folder.path())).await.unwrap_err().to_string();
+    assert!(error.contains("in use") || error.contains("lock"), "{error}");
     node.shutdown().await.unwrap();
 
     // Another node's folder.
     let mut other = NodeConfig::single(folder.path());
     other.name = "other".into();
-    let ClusterStart::Static { members, .. } = &mut other.cluster else {
-        panic!()
-    };
+    let ClusterStart::Static { members, .. } = &mut other.cluster else { panic!() };
     members[0].name = "other".into();
     let error = Node::start(other).await.unwrap_err().to_string();
-    assert!(
-        error.contains("belongs to member \"default\"") && error.contains("--data-dir"),
-        "{error}"
-    );
+    assert!(error.contains("belongs to member \"default\"") && error.contains("--data-dir"), "{error}");
 
     // A port in use.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -459,15 +323,8 @@ async fn bad_starts_say_what_to_do() {
     // A newer format.
     let path = folder.path().join("node.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(
-        &path,
-        text.replace("\"format_version\": 1", "\"format_version\": 99"),
-    )
-    .unwrap();
-    let error = Node::start(NodeConfig::single(folder.path()))
-        .await
-        .unwrap_err()
-        .to_string();
+    std::fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 99")).unwrap();
+    let error = Node::start(NodeConfig::single(folder.path())).await.unwrap_err().to_string();
     assert!(error.contains("format version 99"), "{error}");
     std::fs::write(&path, text).unwrap();
 
@@ -476,14 +333,8 @@ async fn bad_starts_say_what_to_do() {
     let mut bytes = std::fs::read(&file).unwrap();
     bytes.truncate(5000);
     std::fs::write(&file, &bytes).unwrap();
-    let error = Node::start(NodeConfig::single(folder.path()))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("app.sqlite is damaged at byte 5000"),
-        "{error}"
-    );
+    let error = Node::start(NodeConfig::single(folder.path())).await.unwrap_err().to_string();
+    assert!(error.contains("app.sqlite is damaged at byte 5000"), "{error}");
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 }
 
@@ -497,23 +348,11 @@ async fn a_member_of_another_cluster_is_refused() {
     let mut cluster = cluster;
     cluster.stop(outsider).await;
     config.data_dir = cluster.folder.path().join("outsider");
-    let ClusterStart::Static { token, .. } = &mut config.cluster else {
-        panic!()
-    };
+    let ClusterStart::Static { token, .. } = &mut config.cluster else { panic!() };
     *token = "another".into();
     let stranger = Node::start(config).await.unwrap();
-    assert!(
-        stranger
-            .wait_for_leader(Duration::from_secs(2))
-            .await
-            .is_err()
-    );
+    assert!(stranger.wait_for_leader(Duration::from_secs(2)).await.is_err());
     assert_ne!(stranger.cluster_id(), cluster.node(leader).cluster_id());
-    cluster
-        .node(leader)
-        .database("app")
-        .execute("CREATE TABLE t(x)")
-        .await
-        .unwrap();
+    cluster.node(leader).database("app").execute("CREATE TABLE t(x)").await.unwrap();
     stranger.shutdown().await.unwrap();
 }

@@ -8,9 +8,8 @@ use crate::shell;
 
 /// Whether `program` is on the path.
 pub fn has(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    })
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
 }
 
 /// Makes sure of a program from a Debian package.
@@ -23,10 +22,7 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
     }
     let quiet = |arguments: &[&str]| {
         shell::run(
-            shell::command("apt-get")
-                .args(arguments)
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .stdout(Stdio::null()),
+            shell::command("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()),
         )
     };
     quiet(&["update", "-q"])?;
@@ -37,25 +33,10 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
 pub fn deny() -> Result<()> {
     if !has("cargo-deny") {
         eprintln!("cargo-deny is not installed: installing it");
-        if shell::run(shell::command("cargo").args([
-            "install",
-            "--locked",
-            "--quiet",
-            "cargo-deny",
-        ]))
-        .is_err()
-        {
+        if shell::run(shell::command("cargo").args(["install", "--locked", "--quiet", "cargo-deny"])).is_err() {
             eprintln!("cargo-deny could not be installed: licences and advisories are not checked");
             return Ok(());
         }
     }
-    shell::cargo(&[
-        "deny",
-        "--log-level",
-        "error",
-        "check",
-        "licenses",
-        "bans",
-        "sources",
-    ])
+    shell::cargo(&["deny", "--log-level", "error", "check", "licenses", "bans", "sources"])
 }

@@ -55,22 +55,10 @@ pub fn fault(seconds: u64, seed: Option<u64>) -> Result<()> {
 /// Runs the load generator on our release build and on a real etcd.
 pub fn bench(arguments: &[String]) -> Result<()> {
     need_go()?;
-    shell::cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "raft-sqlite-cli",
-        "-p",
-        "raft-sqlite-benches",
-    ])?;
+    shell::cargo(&["build", "--release", "--locked", "-p", "raft-sqlite-cli", "-p", "raft-sqlite-benches"])?;
     let release = shell::target_dir("release");
     let mut command = shell::command(&release.join("side-by-side").display().to_string());
-    command
-        .arg("--raft-sqlite")
-        .arg(release.join("raft-sqlite"))
-        .arg("--etcd")
-        .arg(etcd()?);
+    command.arg("--raft-sqlite").arg(release.join("raft-sqlite")).arg("--etcd").arg(etcd()?);
     shell::run(command.args(arguments))
 }
 
@@ -110,13 +98,7 @@ fn etcd() -> Result<PathBuf> {
     if !program.is_file() {
         eprintln!("building etcd {version} from its Go module");
         let mut command = shell::command("go");
-        shell::run(
-            command
-                .current_dir(&folder)
-                .args(["build", "-o"])
-                .arg(&program)
-                .arg("."),
-        )?;
+        shell::run(command.current_dir(&folder).args(["build", "-o"]).arg(&program).arg("."))?;
     }
     Ok(program)
 }
@@ -126,19 +108,11 @@ fn kubernetes(server: Option<&Path>) -> Result<()> {
         Some(server) => server.display().to_string(),
         None => {
             shell::cargo(&["build", "--release", "--locked", "-p", "raft-sqlite-cli"])?;
-            format!(
-                "{} serve",
-                shell::target_dir("release").join("raft-sqlite").display()
-            )
+            format!("{} serve", shell::target_dir("release").join("raft-sqlite").display())
         }
     };
     let folder = shell::root().join("tests/kubernetes");
-    shell::run(shell::command("go").current_dir(folder).args([
-        "run",
-        "./cmd/e2e",
-        "--server",
-        &server,
-    ]))
+    shell::run(shell::command("go").current_dir(folder).args(["run", "./cmd/e2e", "--server", &server]))
 }
 
 /// The version of a module in a folder's go.mod.

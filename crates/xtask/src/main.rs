@@ -14,11 +14,7 @@ use clap::{Parser, Subcommand};
 use shell::{cargo, step};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Builds, checks and tests raft-sqlite",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", about = "Builds, checks and tests raft-sqlite", disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -73,42 +69,19 @@ fn main() -> Result<()> {
 fn test() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("tidy", || tidy::check(&shell::root()))?;
-    step("clippy", || {
-        cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--",
-            "-D",
-            "warnings",
-        ])
-    })?;
+    step("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     step("rustdoc", || {
         shell::run(
             shell::command("cargo")
-                .args([
-                    "doc",
-                    "--workspace",
-                    "--no-deps",
-                    "--locked",
-                    "--document-private-items",
-                ])
-                .env(
-                    "RUSTDOCFLAGS",
-                    "-D warnings -A rustdoc::private_intra_doc_links",
-                ),
+                .args(["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"])
+                .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
         )
     })?;
     step("licences and advisories", install::deny)?;
-    step("build", || {
-        cargo(&["build", "--workspace", "--all-targets", "--locked"])
-    })?;
+    step("build", || cargo(&["build", "--workspace", "--all-targets", "--locked"]))?;
     step("tests", || cargo(&["test", "--workspace", "--locked"]))?;
     step("etcdctl", || interop::run(interop::Client::Etcdctl, false))?;
-    step("clientv3", || {
-        interop::run(interop::Client::Clientv3, false)
-    })?;
+    step("clientv3", || interop::run(interop::Client::Clientv3, false))?;
     step("kill -9 under writes", || interop::fault(60, None))?;
     Ok(())
 }

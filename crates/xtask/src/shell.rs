@@ -8,10 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// The workspace's folder.
 pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .components()
-        .collect()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").components().collect()
 }
 
 /// A command in the workspace's folder.
@@ -23,9 +20,7 @@ pub fn command(program: &str) -> Command {
 
 /// Runs it to its end; a failure is an error that names it.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("{command:?} could not be started"))?;
+    let status = command.status().with_context(|| format!("{command:?} could not be started"))?;
     if !status.success() {
         bail!("{command:?}: {status}");
     }
@@ -43,10 +38,7 @@ pub fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let start = Instant::now();
     let result = body();
     let word = if result.is_ok() { "done" } else { "FAILED" };
-    eprintln!(
-        "=== {name}: {word} in {:.0} s",
-        start.elapsed().as_secs_f64()
-    );
+    eprintln!("=== {name}: {word} in {:.0} s", start.elapsed().as_secs_f64());
     result.with_context(|| name.to_owned())
 }
 

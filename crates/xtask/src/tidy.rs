@@ -17,33 +17,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("log", &[]),
     ("network", &[]),
     ("state_machine", &["database", "page"]),
-    (
-        "consensus",
-        &["log", "state_machine", "network", "database"],
-    ),
-    (
-        "client",
-        &[
-            "consensus",
-            "database",
-            "network",
-            "node",
-            "page",
-            "state_machine",
-        ],
-    ),
-    (
-        "node",
-        &[
-            "client",
-            "consensus",
-            "database",
-            "log",
-            "network",
-            "page",
-            "state_machine",
-        ],
-    ),
+    ("consensus", &["log", "state_machine", "network", "database"]),
+    ("client", &["consensus", "database", "network", "node", "page", "state_machine"]),
+    ("node", &["client", "consensus", "database", "log", "network", "page", "state_machine"]),
 ];
 
 /// Modules of crates/kine-adapter.
@@ -68,17 +44,11 @@ pub fn check(root: &Path) -> Result<()> {
     }
     for file in &files {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        let name = file
-            .strip_prefix(root)
-            .unwrap_or(file)
-            .display()
-            .to_string();
+        let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
         let code = without_tests(&text);
         let lines = code.lines().count();
         if lines > MAX_LINES {
-            wrong.push(format!(
-                "{name}: {lines} lines without tests, {MAX_LINES} at most"
-            ));
+            wrong.push(format!("{name}: {lines} lines without tests, {MAX_LINES} at most"));
         }
         let may_be_unsafe = name.contains("/vfs/") || name.contains("xtask/src/tidy.rs");
         if !may_be_unsafe && code.lines().any(|line| is_unsafe(line)) {
@@ -112,16 +82,10 @@ fn is_unsafe(line: &str) -> bool {
 
 /// The file up to its test module.
 fn without_tests(text: &str) -> &str {
-    text.find("\n#[cfg(test)]\nmod ")
-        .map_or(text, |at| &text[..at])
+    text.find("\n#[cfg(test)]\nmod ").map_or(text, |at| &text[..at])
 }
 
-fn arrows(
-    root: &Path,
-    folder: &str,
-    allowed: &[(&str, &[&str])],
-    wrong: &mut Vec<String>,
-) -> Result<()> {
+fn arrows(root: &Path, folder: &str, allowed: &[(&str, &[&str])], wrong: &mut Vec<String>) -> Result<()> {
     let allowed: BTreeMap<&str, &[&str]> = allowed.iter().copied().collect();
     for (module, may) in &allowed {
         let mut files = Vec::new();
@@ -138,20 +102,14 @@ fn arrows(
             for (number, line) in without_tests(&text).lines().enumerate() {
                 let code = line.split("//").next().unwrap_or(line);
                 for named in code.split("crate::").skip(1) {
-                    let target: String = named
-                        .chars()
-                        .take_while(|c| c.is_alphanumeric() || matches!(c, '_' | ':'))
-                        .collect();
+                    let target: String =
+                        named.chars().take_while(|c| c.is_alphanumeric() || matches!(c, '_' | ':')).collect();
                     let first = target.split("::").next().unwrap_or("");
                     let known = allowed.contains_key(first);
-                    let fine =
-                        first == *module || !known || may.iter().any(|may| target.starts_with(may));
+                    let fine = first == *module || !known || may.iter().any(|may| target.starts_with(may));
                     if !fine {
                         let name = file.strip_prefix(root).unwrap_or(&file).display();
-                        wrong.push(format!(
-                            "{name}:{}: {module} may not import {first}",
-                            number + 1
-                        ));
+                        wrong.push(format!("{name}:{}: {module} may not import {first}", number + 1));
                     }
                 }
             }
@@ -164,10 +122,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         if path.is_dir() {
-            if path
-                .file_name()
-                .is_some_and(|name| name != "target" && name != "node_modules")
-            {
+            if path.file_name().is_some_and(|name| name != "target" && name != "node_modules") {
                 rust_files(&path, found)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -185,18 +140,12 @@ mod tests {
     fn a_forbidden_import_is_found() {
         let folder = std::env::temp_dir().join(format!("tidy-{}", std::process::id()));
         fs::create_dir_all(folder.join("src/log")).unwrap();
-        fs::write(
-            folder.join("src/log/mod.rs"),
-            "//! x\nuse crate::state_machine::Machine;\nuse crate::error::X;\n",
-        )
-        .unwrap();
+        fs::write(folder.join("src/log/mod.rs"), "//! x\nuse crate::state_machine::Machine;\nuse crate::error::X;\n")
+            .unwrap();
         let mut wrong = Vec::new();
         arrows(&folder, "src", ARROWS, &mut wrong).unwrap();
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(
-            wrong,
-            ["src/log/mod.rs:2: log may not import state_machine"]
-        );
+        assert_eq!(wrong, ["src/log/mod.rs:2: log may not import state_machine"]);
     }
 
     #[test]

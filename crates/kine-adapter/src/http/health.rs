@@ -19,12 +19,8 @@ enum Check {
 }
 
 const LIVENESS: &[Check] = &[Check::SerializableRead];
-const READINESS: &[Check] = &[
-    Check::DataCorruption,
-    Check::SerializableRead,
-    Check::LinearizableRead,
-    Check::NonLearner,
-];
+const READINESS: &[Check] =
+    &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
 
 impl Check {
     fn name(self) -> &'static str {
@@ -38,17 +34,11 @@ impl Check {
 
     async fn run(self, services: &Services) -> Result<(), String> {
         match self {
-            Check::SerializableRead => read(services, true)
-                .await
-                .map_err(|error| error.to_string()),
-            Check::LinearizableRead => read(services, false)
-                .await
-                .map_err(|error| error.to_string()),
+            Check::SerializableRead => read(services, true).await.map_err(|error| error.to_string()),
+            Check::LinearizableRead => read(services, false).await.map_err(|error| error.to_string()),
             // There are no alarms yet that could say so.
             Check::DataCorruption => Ok(()),
-            Check::NonLearner
-                if services.store.node().status().role == raft_sqlite::Role::Learner =>
-            {
+            Check::NonLearner if services.store.node().status().role == raft_sqlite::Role::Learner => {
                 Err("not supported for learner".into())
             }
             Check::NonLearner => Ok(()),
@@ -59,7 +49,7 @@ impl Check {
 /// `/health`.
 pub(super) async fn health(services: &Arc<Services>, query: &Query<'_>) -> Response<Body> {
     let serializable = query.all("serializable").next() == Some("true");
-    let leaderless = services.store.node().status().leader.is_none();
+    let leaderless = services.leader().is_none();
     let reason = if !serializable && leaderless {
         "RAFT NO LEADER".to_owned()
     } else {
@@ -70,36 +60,21 @@ pub(super) async fn health(services: &Arc<Services>, query: &Query<'_>) -> Respo
     };
     let healthy = reason.is_empty();
     let body = serde_json::json!({ "health": healthy.to_string(), "reason": reason }).to_string();
-    if healthy {
-        super::json(StatusCode::OK, body)
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, body + "\n")
-    }
+    if healthy { super::json(StatusCode::OK, body) } else { text(StatusCode::SERVICE_UNAVAILABLE, body + "\n") }
 }
 
 /// `/livez`, `/readyz` and what is below them.
-pub(super) async fn checks(
-    services: &Arc<Services>,
-    path: &str,
-    query: &Query<'_>,
-) -> Response<Body> {
+pub(super) async fn checks(services: &Arc<Services>, path: &str, query: &Query<'_>) -> Response<Body> {
     let (root, name) = match path[1..].split_once('/') {
         Some((root, name)) => (root, Some(name)),
         None => (&path[1..], None),
     };
     let all = if root == "livez" { LIVENESS } else { READINESS };
     let chosen: Vec<Check> = match name {
-        Some(name) => all
-            .iter()
-            .copied()
-            .filter(|check| check.name() == name)
-            .collect(),
+        Some(name) => all.iter().copied().filter(|check| check.name() == name).collect(),
         None => {
             let excluded: Vec<&str> = query.all("exclude").collect();
-            all.iter()
-                .copied()
-                .filter(|check| !excluded.contains(&check.name()))
-                .collect()
+            all.iter().copied().filter(|check| !excluded.contains(&check.name())).collect()
         }
     };
     if chosen.is_empty() && name.is_some() {
@@ -133,12 +108,7 @@ async fn read(services: &Services, serializable: bool) -> Result<(), KvError> {
         serializable,
         ..RangeRequest::default()
     };
-    match tokio::time::timeout(
-        services.options.request_timeout,
-        services.store.range(request),
-    )
-    .await
-    {
+    match tokio::time::timeout(services.options.request_timeout, services.store.range(request)).await {
         Ok(answer) => answer.map(|_| ()),
         Err(_) => Err(KvError::Timeout),
     }

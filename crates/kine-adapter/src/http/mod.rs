@@ -23,17 +23,13 @@ use crate::rpc::{Body, Services};
 /// Answers one request.
 pub(crate) async fn handle(services: &Arc<Services>, method: &Method, uri: &Uri) -> Response<Body> {
     let known = matches!(uri.path(), "/health" | "/version" | "/metrics")
-        || ["/livez", "/readyz"]
-            .iter()
-            .any(|root| uri.path() == *root || uri.path().starts_with(&format!("{root}/")));
+        || ["/livez", "/readyz"].iter().any(|root| uri.path() == *root || uri.path().starts_with(&format!("{root}/")));
     if !known {
         return text(StatusCode::NOT_FOUND, "404 page not found\n");
     }
     if method != Method::GET {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
     let query = Query::new(uri.query().unwrap_or_default());
@@ -54,8 +50,7 @@ fn version(services: &Services) -> Response<Body> {
     let server = &services.options.etcd_version;
     let cluster = services.options.cluster_version();
     let storage = services.options.storage_version();
-    let json =
-        serde_json::json!({ "etcdserver": server, "etcdcluster": cluster, "storage": storage });
+    let json = serde_json::json!({ "etcdserver": server, "etcdcluster": cluster, "storage": storage });
     self::json(StatusCode::OK, json.to_string())
 }
 
@@ -67,16 +62,10 @@ fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     respond(status, "application/json", body)
 }
 
-fn respond(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<Body> {
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::Plain(body.into()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -86,11 +75,7 @@ struct Query<'a>(Vec<(&'a str, &'a str)>);
 impl<'a> Query<'a> {
     fn new(query: &'a str) -> Query<'a> {
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
-        Query(
-            pairs
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .collect(),
-        )
+        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -99,9 +84,6 @@ impl<'a> Query<'a> {
 
     /// All that is not empty under this name.
     fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(key, value)| *key == name && !value.is_empty())
-            .map(|(_, value)| *value)
+        self.0.iter().filter(move |(key, value)| *key == name && !value.is_empty()).map(|(_, value)| *value)
     }
 }

@@ -190,27 +190,44 @@ impl KeyIndex {
         self.tree.get(key)
     }
 
-    /// Gives a key a new state; the key as kept, and what was known of it before. Revisions never go back.
-    pub(crate) fn push(&mut self, key: &[u8], current: Record) -> (Arc<[u8]>, Option<KeyEntry>) {
-        let entry = match self.tree.get(key) {
-            Some(old) => {
-                assert!(
-                    old.current.mod_revision <= current.mod_revision,
-                    "invariant: revisions of a key ascend"
-                );
-                KeyEntry {
-                    key: Arc::clone(&old.key),
-                    current,
-                    older: old.older.clone().push(old.current),
+    /// Gives a key the new state that `make` makes of its current one, if it exists; the key as kept, the state, and
+    /// what was known of the key before. Revisions never go back.
+    pub(crate) fn push(
+        &mut self,
+        key: &[u8],
+        make: impl FnOnce(Option<&Record>) -> Record,
+    ) -> (Arc<[u8]>, Record, Option<KeyEntry>) {
+        let mut made = None;
+        let before = self.tree.update(key, |old| {
+            let current = make(old.and_then(KeyEntry::live));
+            let entry = match old {
+                Some(old) => {
+                    assert!(
+                        old.current.mod_revision <= current.mod_revision,
+                        "invariant: revisions of a key ascend"
+                    );
+                    KeyEntry {
+                        key: Arc::clone(&old.key),
+                        current,
+                        older: old.older.clone().push(old.current),
+                    }
                 }
-            }
-            None => KeyEntry {
-                key: key.into(),
-                current,
-                older: History::default(),
-            },
-        };
-        (Arc::clone(&entry.key), self.tree.insert(entry))
+                None => KeyEntry {
+                    key: key.into(),
+                    current,
+                    older: History::default(),
+                },
+            };
+            made = Some((Arc::clone(&entry.key), current));
+            entry
+        });
+        let (key, current) = made.expect("invariant: an update makes an item");
+        (key, current, before)
+    }
+
+    /// Makes what is known of a key what another index knows.
+    pub(crate) fn follow(&mut self, other: &KeyIndex, key: &[u8]) {
+        self.restore(key, other.get(key).cloned());
     }
 
     /// Undoes a [`KeyIndex::push`]: `before` is what it returned.
@@ -303,10 +320,11 @@ impl KeyIndex {
             .filter(|entry| entry.garbage(revision).next().is_some())
             .cloned()
             .collect();
-        for entry in dirty {
+        let keys = dirty.into_iter().map(|entry| {
             self.restore(&entry.key, entry.compacted(revision));
-        }
-        next
+            entry.key
+        });
+        (keys.collect(), next)
     }
 
     /// Everything, in order of keys.

@@ -4,10 +4,12 @@
 //! trees: readers keep a clone, which costs nothing and never changes.
 //!
 //! - `tree`: the persistent ordered tree with summaries;
+//! - `heads`: how a node of it is searched;
 //! - `history`: the older states of one key;
 //! - `keys`: the key index made of the two;
 //! - `range`: ranges as etcd's requests name them.
 
+mod heads;
 mod history;
 mod keys;
 mod range;

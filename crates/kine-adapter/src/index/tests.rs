@@ -149,7 +149,7 @@ proptest! {
                 Step::Undo(k) => {
                     let k = key(*k);
                     let record = next_record(&model, &k, true, revision + 1, id + 1);
-                    let (_, before) = index.push(&k, record);
+                    let (_, _, before) = index.push(&k, |_| record);
                     index.restore(&k, before);
                     &[]
                 }
@@ -178,11 +178,14 @@ proptest! {
                 id += 1;
                 let k = key(k);
                 let record = next_record(&model, &k, live, revision, id);
-                index.push(&k, record);
+                index.push(&k, |live| {
+                    assert_eq!(live.copied(), model.at(&k, i64::MAX));
+                    record
+                });
                 model.keys.entry(k).or_default().push(record);
             }
             if let Some((at, from)) = cursor.take() {
-                cursor = index.forget_garbage(at, from.as_deref(), 3).map(|next| (at, Some(next)));
+                cursor = index.forget_garbage(at, from.as_deref(), 3).1.map(|next| (at, Some(next)));
             }
         }
         kept.push((index.clone(), model.clone(), revision, compacted));

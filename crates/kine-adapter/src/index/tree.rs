@@ -11,9 +11,11 @@
 //! that counts need not walk the items ([`Tree::visit`]).
 //!
 //! Invariants: items ascend strictly; all leaves have one depth; a node holds at most [`MAX`] entries, and at least
-//! [`MIN`] unless it is the root; `first` of a child is no greater than its least item and greater than every item
-//! before it.
+//! [`MIN`] unless it is the root; `first` of a child but the first is no greater than its least item and greater than
+//! every item before it; the heads of a node are those of its keys (of an inner node: of `first` of all children but
+//! the first).
 
+use super::heads::{Heads, Key};
 use std::borrow::Borrow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ impl Summary for () {
 /// What a tree holds.
 pub(crate) trait Item: Clone {
     /// What items are ordered by.
-    type Key: Ord + ?Sized;
+    type Key: Key + ?Sized;
     /// A key to keep.
     type Owned: Clone + Borrow<Self::Key> + std::fmt::Debug;
     /// What inner nodes keep.
@@ -72,8 +74,20 @@ pub(crate) trait Visitor<'a, T: Item> {
 
 #[derive(Debug)]
 enum Node<T: Item> {
-    Leaf(Vec<T>),
-    Inner(Vec<Child<T>>),
+    Leaf(Leaf<T>),
+    Inner(Inner<T>),
+}
+
+#[derive(Debug)]
+struct Leaf<T: Item> {
+    heads: Heads,
+    items: Vec<T>,
+}
+
+#[derive(Debug)]
+struct Inner<T: Item> {
+    heads: Heads,
+    children: Vec<Child<T>>,
 }
 
 #[derive(Debug)]
@@ -105,45 +119,169 @@ fn make_room<E>(entries: &mut Vec<E>) {
     }
 }
 
+impl<T: Item> Leaf<T> {
+    fn new(items: Vec<T>) -> Leaf<T> {
+        let heads = Heads::of(items.iter().map(Item::key), SPARE);
+        Leaf { heads, items }
+    }
+
+    fn search(&self, key: &T::Key) -> Result<usize, usize> {
+        self.heads.search(key, |at| self.items[at].key())
+    }
+
+    fn insert(&mut self, at: usize, item: T) {
+        let fits = self
+            .items
+            .first()
+            .is_some_and(|other| self.heads.insert(at, item.key(), other.key()));
+        make_room(&mut self.items);
+        self.items.insert(at, item);
+        if !fits {
+            self.heads = Heads::of(self.items.iter().map(Item::key), SPARE);
+        }
+    }
+
+    fn remove(&mut self, at: usize) -> T {
+        self.heads.remove(at);
+        self.items.remove(at)
+    }
+}
+
+impl<T: Item> Inner<T> {
+    fn new(children: Vec<Child<T>>) -> Inner<T> {
+        let mut inner = Inner {
+            heads: Heads::default(),
+            children,
+        };
+        inner.note_heads();
+        inner
+    }
+
+    fn note_heads(&mut self) {
+        self.heads = Heads::of(
+            self.children[1..].iter().map(|child| child.first.borrow()),
+            SPARE,
+        );
+    }
+
+    /// The child that holds `key`, if any does.
+    fn child_for(&self, key: &T::Key) -> usize {
+        match self
+            .heads
+            .search(key, |at| self.children[at + 1].first.borrow())
+        {
+            Ok(at) => at + 1,
+            Err(at) => at,
+        }
+    }
+
+    /// Puts a child in, which is not to be the first.
+    fn insert(&mut self, at: usize, child: Child<T>) {
+        let other = self.children.get(1);
+        let fits = other.is_some_and(|other| {
+            self.heads
+                .insert(at - 1, child.first.borrow(), other.first.borrow())
+        });
+        make_room(&mut self.children);
+        self.children.insert(at, child);
+        if !fits {
+            self.note_heads();
+        }
+    }
+
+    /// Makes one node, or two of equal size, of the children at `at` and `at + 1`.
+    fn join(&mut self, at: usize) {
+        let right = self.children.remove(at + 1);
+        let left = &mut self.children[at];
+        let node = Arc::make_mut(&mut left.node);
+        match (&mut *node, &*right.node) {
+            (Node::Leaf(leaf), Node::Leaf(more)) => {
+                leaf.items.extend_from_slice(&more.items);
+                *leaf = Leaf::new(std::mem::take(&mut leaf.items));
+            }
+            (Node::Inner(inner), Node::Inner(more)) => {
+                let from = inner.children.len();
+                inner.children.extend_from_slice(&more.children);
+                // What the right node kept for its first child is no bound; what its parent kept for it is.
+                inner.children[from].first = right.first;
+                inner.note_heads();
+            }
+            _ => unreachable!("invariant: all leaves have one depth"),
+        }
+        let split = (node.len() > MAX).then(|| node.split_off(node.len() / 2));
+        left.summary = left.node.summary();
+        if let Some(right) = split {
+            self.children.insert(at + 1, right);
+        }
+        self.note_heads();
+    }
+}
+
 impl<T: Item> Clone for Node<T> {
     fn clone(&self) -> Self {
         match self {
-            Node::Leaf(items) => Node::Leaf(copy_with_room(items)),
-            Node::Inner(children) => Node::Inner(copy_with_room(children)),
+            Node::Leaf(leaf) => Node::Leaf(Leaf {
+                heads: leaf.heads.clone(),
+                items: copy_with_room(&leaf.items),
+            }),
+            Node::Inner(inner) => Node::Inner(Inner {
+                heads: inner.heads.clone(),
+                children: copy_with_room(&inner.children),
+            }),
         }
     }
+}
+
+/// What an insertion did.
+struct Inserted<T: Item> {
+    replaced: Option<T>,
+    /// Of the item that is there now.
+    summary: T::Summary,
+    /// The right half, if the node had to be split.
+    split: Option<Child<T>>,
 }
 
 impl<T: Item> Node<T> {
     fn len(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
-            Node::Inner(children) => children.len(),
+            Node::Leaf(leaf) => leaf.items.len(),
+            Node::Inner(inner) => inner.children.len(),
         }
     }
 
     fn summary(&self) -> T::Summary {
         let mut sum = T::Summary::default();
         match self {
-            Node::Leaf(items) => items.iter().for_each(|item| sum.add(&item.summary())),
-            Node::Inner(children) => children.iter().for_each(|child| sum.add(&child.summary)),
+            Node::Leaf(leaf) => leaf.items.iter().for_each(|item| sum.add(&item.summary())),
+            Node::Inner(inner) => inner
+                .children
+                .iter()
+                .for_each(|child| sum.add(&child.summary)),
         }
         sum
     }
 
-    /// The least key that can be in this subtree; there is one.
+    /// A key that is no greater than any in this node, or what stands for it in the first child; there is one.
     fn first(&self) -> T::Owned {
         match self {
-            Node::Leaf(items) => items[0].owned_key(),
-            Node::Inner(children) => children[0].first.clone(),
+            Node::Leaf(leaf) => leaf.items[0].owned_key(),
+            Node::Inner(inner) => inner.children[0].first.clone(),
         }
     }
 
     /// Moves the entries from `at` on to a new node to the right.
     fn split_off(&mut self, at: usize) -> Child<T> {
         let right = match self {
-            Node::Leaf(items) => Node::Leaf(items.split_off(at)),
-            Node::Inner(children) => Node::Inner(children.split_off(at)),
+            Node::Leaf(leaf) => {
+                let right = leaf.items.split_off(at);
+                *leaf = Leaf::new(std::mem::take(&mut leaf.items));
+                Node::Leaf(Leaf::new(right))
+            }
+            Node::Inner(inner) => {
+                let right = inner.children.split_off(at);
+                inner.note_heads();
+                Node::Inner(Inner::new(right))
+            }
         };
         Child {
             first: right.first(),
@@ -152,60 +290,77 @@ impl<T: Item> Node<T> {
         }
     }
 
-    /// Puts an item in; what it replaced, and the right half if this node had to be split. `last` tells that this is
-    /// the rightmost node of its level: then keys are likely to come in order, and the left half stays nearly full.
-    fn insert(self: &mut Arc<Self>, item: T, last: bool) -> (Option<T>, Option<Child<T>>) {
+    /// Puts the item in that `make` makes of the one with that key. `last` tells that this is the rightmost node of its
+    /// level: then keys are likely to come in order, and the left half of a split stays nearly full.
+    fn insert(
+        self: &mut Arc<Self>,
+        key: &T::Key,
+        last: bool,
+        make: impl FnOnce(Option<&T>) -> T,
+    ) -> Inserted<T> {
         let node = Arc::make_mut(self);
-        let replaced = match node {
-            Node::Leaf(items) => match items.binary_search_by(|i| i.key().cmp(item.key())) {
-                Ok(at) => return (Some(std::mem::replace(&mut items[at], item)), None),
+        let mut inserted = match node {
+            Node::Leaf(leaf) => match leaf.search(key) {
+                Ok(at) => {
+                    let item = make(Some(&leaf.items[at]));
+                    let summary = item.summary();
+                    let replaced = Some(std::mem::replace(&mut leaf.items[at], item));
+                    return Inserted {
+                        replaced,
+                        summary,
+                        split: None,
+                    };
+                }
                 Err(at) => {
-                    make_room(items);
-                    items.insert(at, item);
-                    None
+                    let item = make(None);
+                    let summary = item.summary();
+                    leaf.insert(at, item);
+                    Inserted {
+                        replaced: None,
+                        summary,
+                        split: None,
+                    }
                 }
             },
-            Node::Inner(children) => {
-                let at = child_for::<T>(children, item.key());
-                let last = last && at + 1 == children.len();
-                let child = &mut children[at];
-                let summary = item.summary();
-                let (replaced, split) = child.node.insert(item, last);
-                match split {
+            Node::Inner(inner) => {
+                let at = inner.child_for(key);
+                let last = last && at + 1 == inner.children.len();
+                let child = &mut inner.children[at];
+                let mut inserted = child.node.insert(key, last, make);
+                match inserted.split.take() {
                     Some(right) => {
                         child.summary = child.node.summary();
-                        make_room(children);
-                        children.insert(at + 1, right);
+                        inner.insert(at + 1, right);
                     }
                     None => {
-                        if let Some(replaced) = &replaced {
+                        if let Some(replaced) = &inserted.replaced {
                             child.summary.subtract(&replaced.summary());
                         }
-                        child.summary.add(&summary);
+                        child.summary.add(&inserted.summary);
                     }
                 }
-                replaced
+                inserted
             }
         };
-        let split =
+        inserted.split =
             (node.len() > MAX).then(|| node.split_off(if last { MAX - MIN } else { MAX / 2 }));
-        (replaced, split)
+        inserted
     }
 
     /// Takes an item out that is known to be there.
     fn remove(self: &mut Arc<Self>, key: &T::Key) -> Option<T> {
         match Arc::make_mut(self) {
-            Node::Leaf(items) => {
-                let at = items.binary_search_by(|i| i.key().cmp(key)).ok()?;
-                Some(items.remove(at))
+            Node::Leaf(leaf) => {
+                let at = leaf.search(key).ok()?;
+                Some(leaf.remove(at))
             }
-            Node::Inner(children) => {
-                let at = child_for::<T>(children, key);
-                let child = &mut children[at];
+            Node::Inner(inner) => {
+                let at = inner.child_for(key);
+                let child = &mut inner.children[at];
                 let removed = child.node.remove(key)?;
                 child.summary.subtract(&removed.summary());
-                if child.node.len() < MIN && children.len() > 1 {
-                    join(children, at.min(children.len() - 2));
+                if child.node.len() < MIN && inner.children.len() > 1 {
+                    inner.join(at.min(inner.children.len() - 2));
                 }
                 Some(removed)
             }
@@ -219,64 +374,32 @@ impl<T: Item> Node<T> {
         visitor: &mut V,
     ) -> ControlFlow<()> {
         match self {
-            Node::Leaf(items) => {
-                let from = start.map_or(0, |start| items.partition_point(|i| i.key() < start));
-                for item in &items[from..] {
-                    if end.is_some_and(|end| item.key() >= end) {
-                        break;
-                    }
-                    visitor.item(item)?;
-                }
+            Node::Leaf(leaf) => {
+                let from = start.map_or(0, |start| leaf.search(start).unwrap_or_else(|at| at));
+                let to = end.map_or(leaf.items.len(), |end| {
+                    leaf.search(end).unwrap_or_else(|at| at)
+                });
+                leaf.items[from..to.max(from)]
+                    .iter()
+                    .try_for_each(|item| visitor.item(item))?;
             }
-            Node::Inner(children) => {
-                let from = start.map_or(0, |start| child_for::<T>(children, start));
-                for (at, child) in children.iter().enumerate().skip(from) {
-                    if end.is_some_and(|end| at > from && child.first.borrow() >= end) {
-                        break;
-                    }
-                    // Whole unless the range starts in it, or ends in it: then the next child starts past the end.
-                    let start = if at == from { start } else { None };
-                    let end = end.filter(|end| {
-                        children
-                            .get(at + 1)
-                            .is_none_or(|next| *end < next.first.borrow())
-                    });
+            Node::Inner(inner) => {
+                let children = &inner.children;
+                let from = start.map_or(0, |start| inner.child_for(start));
+                let to = end.map_or(children.len() - 1, |end| inner.child_for(end));
+                for at in from..=to {
+                    // Whole unless the range starts or ends in it.
+                    let start = start.filter(|_| at == from);
+                    let end = end.filter(|_| at == to);
                     let whole = start.is_none() && end.is_none();
-                    if whole && matches!(visitor.subtree(&child.summary), Subtree::Done) {
+                    if whole && matches!(visitor.subtree(&children[at].summary), Subtree::Done) {
                         continue;
                     }
-                    child.node.visit(start, end, visitor)?;
+                    children[at].node.visit(start, end, visitor)?;
                 }
             }
         }
         ControlFlow::Continue(())
-    }
-}
-
-/// The child that holds `key`, if any does.
-fn child_for<T: Item>(children: &[Child<T>], key: &T::Key) -> usize {
-    children[1..].partition_point(|child| child.first.borrow() <= key)
-}
-
-/// Makes one node, or two of equal size, of the children at `at` and `at + 1`.
-fn join<T: Item>(children: &mut Vec<Child<T>>, at: usize) {
-    let right = children.remove(at + 1);
-    let left = &mut children[at];
-    match (Arc::make_mut(&mut left.node), &*right.node) {
-        (Node::Leaf(items), Node::Leaf(more)) => items.extend_from_slice(more),
-        (Node::Inner(nodes), Node::Inner(more)) => {
-            let from = nodes.len();
-            nodes.extend_from_slice(more);
-            // The first of the right node's children need not have kept the bound its parent had for it.
-            nodes[from].first = right.first;
-        }
-        _ => unreachable!("invariant: all leaves have one depth"),
-    }
-    let node = Arc::make_mut(&mut left.node);
-    let split = (node.len() > MAX).then(|| node.split_off(node.len() / 2));
-    left.summary = left.node.summary();
-    if let Some(right) = split {
-        children.insert(at + 1, right);
     }
 }
 
@@ -321,21 +444,18 @@ impl<T: Item> Tree<T> {
             leaf.push(item);
             tree.len += 1;
         }
-        leaves.push(Node::Leaf(leaf));
-        let mut level = leaves;
-        loop {
-            even_out_last(&mut level);
-            if level.len() == 1 {
-                break;
-            }
-            let mut parents: Vec<Node<T>> = Vec::with_capacity(level.len() / FILL + 1);
+        leaves.push(leaf);
+        even_out_last(&mut leaves);
+        let mut level: Vec<Node<T>> = leaves
+            .into_iter()
+            .map(|items| Node::Leaf(Leaf::new(items)))
+            .collect();
+        while level.len() > 1 {
+            let mut parents = Vec::with_capacity(level.len() / FILL + 1);
             let mut children = Vec::with_capacity(FILL);
             for node in level {
                 if children.len() == FILL {
-                    parents.push(Node::Inner(std::mem::replace(
-                        &mut children,
-                        Vec::with_capacity(FILL),
-                    )));
+                    parents.push(std::mem::replace(&mut children, Vec::with_capacity(FILL)));
                 }
                 children.push(Child {
                     first: node.first(),
@@ -343,8 +463,12 @@ impl<T: Item> Tree<T> {
                     node: Arc::new(node),
                 });
             }
-            parents.push(Node::Inner(children));
-            level = parents;
+            parents.push(children);
+            even_out_last(&mut parents);
+            level = parents
+                .into_iter()
+                .map(|children| Node::Inner(Inner::new(children)))
+                .collect();
         }
         if let Some(root) = level.pop() {
             tree.root = Arc::new(root);
@@ -367,40 +491,41 @@ impl<T: Item> Tree<T> {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(items) => {
-                    return items
-                        .binary_search_by(|i| i.key().cmp(key))
-                        .ok()
-                        .map(|at| &items[at]);
-                }
-                Node::Inner(children) => node = &children[child_for::<T>(children, key)].node,
+                Node::Leaf(leaf) => return leaf.search(key).ok().map(|at| &leaf.items[at]),
+                Node::Inner(inner) => node = &inner.children[inner.child_for(key)].node,
             }
         }
     }
 
     /// Puts an item in and returns the one that it replaced.
     pub(crate) fn insert(&mut self, item: T) -> Option<T> {
-        let (replaced, split) = self.root.insert(item, true);
-        if let Some(right) = split {
+        let key = item.owned_key();
+        self.update(key.borrow(), |_| item)
+    }
+
+    /// Puts the item in that `make` makes of the one with that key, and returns that one. The new one has the key.
+    pub(crate) fn update(&mut self, key: &T::Key, make: impl FnOnce(Option<&T>) -> T) -> Option<T> {
+        let inserted = self.root.insert(key, true, make);
+        if let Some(right) = inserted.split {
             let left = Child {
                 first: self.root.first(),
                 summary: self.root.summary(),
                 node: Arc::clone(&self.root),
             };
-            self.root = Arc::new(Node::Inner(vec![left, right]));
+            self.root = Arc::new(Node::Inner(Inner::new(vec![left, right])));
         }
-        self.len += usize::from(replaced.is_none());
-        replaced
+        self.len += usize::from(inserted.replaced.is_none());
+        inserted.replaced
     }
 
     /// Takes an item out.
     pub(crate) fn remove(&mut self, key: &T::Key) -> Option<T> {
         self.get(key)?; // so that nothing is copied for a key that is not there
         let removed = self.root.remove(key);
-        if let Node::Inner(children) = &*self.root
-            && children.len() == 1
+        if let Node::Inner(inner) = &*self.root
+            && inner.children.len() == 1
         {
-            self.root = Arc::clone(&children[0].node);
+            self.root = Arc::clone(&inner.children[0].node);
         }
         self.len -= usize::from(removed.is_some());
         removed
@@ -436,17 +561,12 @@ impl<T: Item> Tree<T> {
 const FILL: usize = MAX - MIN;
 
 /// Gives the last node of a level enough entries.
-fn even_out_last<T: Item>(level: &mut Vec<Node<T>>) {
-    if level.len() < 2 || level.last().is_some_and(|last| last.len() >= MIN) {
-        return;
-    }
-    let (Some(last), Some(before)) = (level.pop(), level.last_mut()) else {
-        return;
-    };
-    match (before, last) {
-        (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
-        (Node::Inner(nodes), Node::Inner(more)) => nodes.extend(more),
-        _ => unreachable!("invariant: a level has one kind of node"),
+fn even_out_last<E>(level: &mut Vec<Vec<E>>) {
+    if level.len() > 1 && level.last().is_some_and(|last| last.len() < MIN) {
+        let last = level.pop();
+        if let (Some(before), Some(last)) = (level.last_mut(), last) {
+            before.extend(last);
+        }
     }
 }
 
@@ -461,12 +581,12 @@ impl<'a, T: Item> Iter<'a, T> {
     fn descend(&mut self, mut node: &'a Node<T>) {
         loop {
             match node {
-                Node::Leaf(items) => {
-                    self.leaf = items.iter();
+                Node::Leaf(leaf) => {
+                    self.leaf = leaf.items.iter();
                     return;
                 }
-                Node::Inner(children) => {
-                    let mut rest = children.iter();
+                Node::Inner(inner) => {
+                    let mut rest = inner.children.iter();
                     let Some(first) = rest.next() else { return };
                     self.inner.push(rest);
                     node = &first.node;
@@ -503,7 +623,7 @@ mod tests {
 
     /// (key, weight): the summary is the number of items, their weight, and a bound of the greatest weight.
     #[derive(Debug, Clone, PartialEq)]
-    struct Weighed(u16, u32);
+    struct Weighed(i64, u32);
 
     #[derive(Debug, Clone, Copy, Default, PartialEq)]
     struct Sum {
@@ -525,13 +645,13 @@ mod tests {
     }
 
     impl Item for Weighed {
-        type Key = u16;
-        type Owned = u16;
+        type Key = i64;
+        type Owned = i64;
         type Summary = Sum;
-        fn key(&self) -> &u16 {
+        fn key(&self) -> &i64 {
             &self.0
         }
-        fn owned_key(&self) -> u16 {
+        fn owned_key(&self) -> i64 {
             self.0
         }
         fn summary(&self) -> Sum {
@@ -555,7 +675,8 @@ mod tests {
             node.len()
         );
         match node {
-            Node::Leaf(items) => {
+            Node::Leaf(Leaf { heads, items }) => {
+                assert_eq!(heads.len(), items.len());
                 assert!(items.windows(2).all(|w| w[0].0 < w[1].0));
                 assert!(
                     items
@@ -564,8 +685,8 @@ mod tests {
                 );
                 (1, node.summary())
             }
-            Node::Inner(children) => {
-                assert!(children.len() >= 2);
+            Node::Inner(Inner { heads, children }) => {
+                assert!(children.len() >= 2 && heads.len() == children.len() - 1);
                 let mut depth = None;
                 for (at, child) in children.iter().enumerate() {
                     let low = if at == 0 { low } else { Some(child.first) };
@@ -583,7 +704,7 @@ mod tests {
         }
     }
 
-    fn check(tree: &Tree<Weighed>, model: &BTreeMap<u16, u32>) {
+    fn check(tree: &Tree<Weighed>, model: &BTreeMap<i64, u32>) {
         let (_, sum) = check_node(&tree.root, true, None, None);
         assert_eq!((tree.len(), sum.items), (model.len(), model.len()));
         assert!(
@@ -631,20 +752,20 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Insert(u16, u32),
-        Remove(u16),
-        Clear(u16, u16),
+        Insert(i64, u32),
+        Remove(i64),
+        Clear(i64, i64),
         Keep,
-        Sum(Option<u16>, Option<u16>),
-        Heavy(u32, usize, u16),
+        Sum(Option<i64>, Option<i64>),
+        Heavy(u32, usize, i64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let key = 0_u16..600;
+        let key = 0_i64..600;
         let step = prop_oneof![
             12 => (key.clone(), any::<u32>()).prop_map(|(k, w)| Step::Insert(k, w)),
             6 => key.clone().prop_map(Step::Remove),
-            1 => (key.clone(), 0_u16..120).prop_map(|(k, n)| Step::Clear(k, n)),
+            1 => (key.clone(), 0_i64..120).prop_map(|(k, n)| Step::Clear(k, n)),
             1 => Just(Step::Keep),
             2 => (proptest::option::of(key.clone()), proptest::option::of(key.clone())).prop_map(|(a, b)| Step::Sum(a, b)),
             1 => (any::<u32>(), 1_usize..20, key).prop_map(|(w, n, k)| Step::Heavy(w, n, k)),
@@ -656,8 +777,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn behaves_as_a_map_and_clones_do_not_change(steps in steps(), built in 0_u16..500) {
-            let mut model: BTreeMap<u16, u32> = (0..built).map(|k| (k, u32::from(k) * 7)).collect();
+        fn behaves_as_a_map_and_clones_do_not_change(steps in steps(), built in 0_i64..500) {
+            let mut model: BTreeMap<i64, u32> = (0..built).map(|k| (k, k as u32 * 7)).collect();
             let mut tree = Tree::from_ascending(model.iter().map(|(k, w)| Weighed(*k, *w)));
             check(&tree, &model);
             let mut kept = Vec::new();
@@ -711,7 +832,7 @@ mod tests {
         fn leaves(node: &Node<Weighed>) -> usize {
             match node {
                 Node::Leaf(_) => 1,
-                Node::Inner(children) => children.iter().map(|c| leaves(&c.node)).sum(),
+                Node::Inner(inner) => inner.children.iter().map(|c| leaves(&c.node)).sum(),
             }
         }
         assert!(leaves(&tree.root) <= 6000 / (MAX - MIN) + 1);

@@ -81,6 +81,16 @@ pub(crate) struct Changed {
     pub(crate) before: Option<KeyEntry>,
 }
 
+impl Changed {
+    /// The lease that the key hung on before, 0 for none.
+    pub(crate) fn old_lease(&self) -> i64 {
+        self.before
+            .as_ref()
+            .and_then(KeyEntry::live)
+            .map_or(0, |record| record.lease)
+    }
+}
+
 /// How to undo a change. The store's revision is for the caller to restore.
 #[derive(Debug)]
 pub(crate) enum Undo {
@@ -110,40 +120,41 @@ impl Default for Contents {
 impl Contents {
     /// Puts a key at `revision`, which becomes the store's. The lease exists, or is 0.
     pub(crate) fn put(&mut self, key: &[u8], lease: i64, revision: i64) -> Changed {
-        let live = self.keys.get(key).and_then(KeyEntry::live).copied();
-        let record = Record {
+        let value_id = self.next_id;
+        self.change(key, |live| Record {
             create_revision: live.map_or(revision, |r| r.create_revision),
             mod_revision: revision,
             version: live.map_or(1, |r| r.version + 1),
             lease,
-            value_id: self.next_id,
-        };
-        self.change(key, record, live.map_or(0, |r| r.lease))
+            value_id,
+        })
     }
 
     /// Deletes a key that exists, at `revision`, which becomes the store's.
     pub(crate) fn delete(&mut self, key: &[u8], revision: i64) -> Option<Changed> {
-        let live = *self.keys.get(key).and_then(KeyEntry::live)?;
-        let record = Record {
+        self.keys.get(key).and_then(KeyEntry::live)?;
+        let value_id = self.next_id;
+        let tombstone = Record {
             create_revision: 0,
             mod_revision: revision,
             version: 0,
             lease: 0,
-            value_id: self.next_id,
+            value_id,
         };
-        Some(self.change(key, record, live.lease))
+        Some(self.change(key, |_| tombstone))
     }
 
-    fn change(&mut self, key: &[u8], record: Record, old_lease: i64) -> Changed {
-        self.next_id.0 += 1;
-        self.revision = record.mod_revision;
-        let (key, before) = self.keys.push(key, record);
-        self.reattach(&key, old_lease, record.lease);
-        Changed {
+    fn change(&mut self, key: &[u8], make: impl FnOnce(Option<&Record>) -> Record) -> Changed {
+        let (key, record, before) = self.keys.push(key, make);
+        let changed = Changed {
             key,
             record,
             before,
-        }
+        };
+        self.next_id.0 += 1;
+        self.revision = record.mod_revision;
+        self.reattach(&changed.key, changed.old_lease(), record.lease);
+        changed
     }
 
     fn reattach(&mut self, key: &Arc<[u8]>, from: i64, to: i64) {

@@ -43,16 +43,10 @@ impl LeaseCall {
             return Err(unknown());
         };
         let body = bytes.slice(2..);
-        let malformed = |error: prost::DecodeError| {
-            KvError::Internal(format!("malformed lease request: {error}"))
-        };
+        let malformed = |error: prost::DecodeError| KvError::Internal(format!("malformed lease request: {error}"));
         match kind {
-            KEEP_ALIVE => LeaseKeepAliveRequest::decode(body)
-                .map(LeaseCall::KeepAlive)
-                .map_err(malformed),
-            TIME_TO_LIVE => LeaseTimeToLiveRequest::decode(body)
-                .map(LeaseCall::TimeToLive)
-                .map_err(malformed),
+            KEEP_ALIVE => LeaseKeepAliveRequest::decode(body).map(LeaseCall::KeepAlive).map_err(malformed),
+            TIME_TO_LIVE => LeaseTimeToLiveRequest::decode(body).map(LeaseCall::TimeToLive).map_err(malformed),
             _ => Err(unknown()),
         }
     }

@@ -62,14 +62,7 @@ impl Deadlines {
             return;
         }
         let deadline = deadline(lease.ttl_seconds, now) + extension;
-        self.leases.insert(
-            lease.id,
-            Running {
-                ttl_seconds: lease.ttl_seconds,
-                deadline,
-                expiring: false,
-            },
-        );
+        self.leases.insert(lease.id, Running { ttl_seconds: lease.ttl_seconds, deadline, expiring: false });
         self.by_deadline.insert((deadline, lease.id));
     }
 
@@ -99,21 +92,13 @@ impl Deadlines {
         let lease = self.leases.get(&id)?;
         let left = lease.deadline.saturating_duration_since(now);
         let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-        Some(Remaining {
-            granted_seconds: lease.ttl_seconds,
-            seconds: seconds.min(lease.ttl_seconds),
-        })
+        Some(Remaining { granted_seconds: lease.ttl_seconds, seconds: seconds.min(lease.ttl_seconds) })
     }
 
     /// At most `limit` leases whose deadline has passed, the earliest first; they are expiring from now on.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<i64> {
-        let due: Vec<(Instant, i64)> = self
-            .by_deadline
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .take(limit)
-            .copied()
-            .collect();
+        let due: Vec<(Instant, i64)> =
+            self.by_deadline.iter().take_while(|(at, _)| *at <= now).take(limit).copied().collect();
         for entry in &due {
             self.by_deadline.remove(entry);
             if let Some(lease) = self.leases.get_mut(&entry.1) {
@@ -134,11 +119,7 @@ impl Deadlines {
 
     /// Every lease, the one that ends first in front.
     pub fn ids_by_deadline(&self) -> Vec<i64> {
-        let mut all: Vec<(Instant, i64)> = self
-            .leases
-            .iter()
-            .map(|(id, lease)| (lease.deadline, *id))
-            .collect();
+        let mut all: Vec<(Instant, i64)> = self.leases.iter().map(|(id, lease)| (lease.deadline, *id)).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, id)| id).collect()
     }
@@ -171,10 +152,7 @@ mod tests {
         let mut deadlines = Deadlines::default();
         deadlines.add(lease(1, 10), now, Duration::ZERO);
         deadlines.add(lease(2, 5), now, Duration::ZERO);
-        assert_eq!(
-            deadlines.take_due(now + seconds(5) - Duration::from_nanos(1), 9),
-            Vec::<i64>::new()
-        );
+        assert_eq!(deadlines.take_due(now + seconds(5) - Duration::from_nanos(1), 9), Vec::<i64>::new());
         assert_eq!(deadlines.take_due(now + seconds(10), 1), [2]);
         assert_eq!(deadlines.take_due(now + seconds(10), 9), [1]);
         assert_eq!(deadlines.take_due(now + seconds(99), 9), Vec::<i64>::new());
@@ -187,13 +165,7 @@ mod tests {
         deadlines.add(lease(1, 10), now, Duration::ZERO);
         assert_eq!(deadlines.renew(1, now + seconds(9)), Renewal::Renewed(10));
         let remaining = deadlines.remaining(1, now + seconds(12));
-        assert_eq!(
-            remaining,
-            Some(Remaining {
-                granted_seconds: 10,
-                seconds: 7
-            })
-        );
+        assert_eq!(remaining, Some(Remaining { granted_seconds: 10, seconds: 7 }));
         assert_eq!(deadlines.take_due(now + seconds(18), 9), Vec::<i64>::new());
         assert_eq!(deadlines.take_due(now + seconds(19), 9), [1]);
     }

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use prost::Message;
-use raft_sqlite::{CallHandler, ReadError};
-use tokio::sync::Notify;
+use raft_sqlite::{CallHandler, Leadership};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::call::LeaseCall;
@@ -22,8 +22,7 @@ use super::deadlines::{Deadlines, Renewal};
 use crate::error::KvError;
 use crate::kv::{LeaseChange, Store};
 use crate::proto::etcdserverpb::{
-    LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseStatus, LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse,
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 
 /// How often the leader looks for leases that are due, as etcd does.
@@ -54,9 +53,7 @@ pub struct Lessor {
 
 impl std::fmt::Debug for Lessor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lessor")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Lessor").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -65,21 +62,13 @@ impl Lessor {
     /// other nodes from now on.
     #[must_use]
     pub fn new(store: Store, options: LessorOptions) -> Arc<Lessor> {
-        let lessor = Arc::new(Lessor {
-            store,
-            options,
-            deadlines: Mutex::new(None),
-            ended: Notify::new(),
-        });
-        lessor
-            .store
-            .set_lease_handler(Arc::new(Handler(Arc::downgrade(&lessor))));
+        let lessor = Arc::new(Lessor { store, options, deadlines: Mutex::new(None), ended: Notify::new() });
+        lessor.store.set_lease_handler(Arc::new(Handler(Arc::downgrade(&lessor))));
         lessor
     }
 
     /// Follows leadership and ends leases that are due, until dropped.
-    pub async fn run(self: Arc<Self>) {
-        let mut leadership = self.store.node().leadership();
+    pub async fn run(self: Arc<Self>, mut leadership: watch::Receiver<Leadership>) {
         let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leading_in = None;
@@ -137,39 +126,22 @@ impl Lessor {
     ///
     /// # Errors
     /// `NoLeader`, `Timeout`; the lease may have been renewed all the same.
-    pub async fn keep_alive(
-        &self,
-        request: LeaseKeepAliveRequest,
-    ) -> Result<LeaseKeepAliveResponse, KvError> {
+    pub async fn keep_alive(&self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, KvError> {
         // Taken before the renewal: a client must not see a renewal at a revision after the lease's end.
         let header = self.store.header();
         let id = request.id;
-        let renewed = if self.leads() {
-            Some(self.renew_here(id).await)
-        } else {
-            None
-        };
+        let renewed = if self.leads() { Some(self.renew_here(id).await) } else { None };
         let ttl = match renewed {
             Some(Ok(ttl)) => Ok(ttl),
             None | Some(Err(KvError::NotLeader | KvError::NoLeader | KvError::LeaderChanged)) => {
                 let answer = self.ask_leader(LeaseCall::KeepAlive(request)).await;
-                answer
-                    .and_then(|bytes| decode::<LeaseKeepAliveResponse>(&bytes))
-                    .map(|answer| answer.ttl)
+                answer.and_then(|bytes| decode::<LeaseKeepAliveResponse>(&bytes)).map(|answer| answer.ttl)
             }
             Some(Err(error)) => Err(error),
         };
         match ttl {
-            Ok(ttl) => Ok(LeaseKeepAliveResponse {
-                header: Some(header),
-                id,
-                ttl,
-            }),
-            Err(KvError::LeaseNotFound) => Ok(LeaseKeepAliveResponse {
-                header: Some(header),
-                id,
-                ttl: 0,
-            }),
+            Ok(ttl) => Ok(LeaseKeepAliveResponse { header: Some(header), id, ttl }),
+            Err(KvError::LeaseNotFound) => Ok(LeaseKeepAliveResponse { header: Some(header), id, ttl: 0 }),
             Err(error) => Err(error),
         }
     }
@@ -179,16 +151,9 @@ impl Lessor {
     ///
     /// # Errors
     /// `NoLeader`, `Timeout`, `LeaderChanged`; no effect.
-    pub async fn time_to_live(
-        &self,
-        request: LeaseTimeToLiveRequest,
-    ) -> Result<LeaseTimeToLiveResponse, KvError> {
+    pub async fn time_to_live(&self, request: LeaseTimeToLiveRequest) -> Result<LeaseTimeToLiveResponse, KvError> {
         let id = request.id;
-        let here = if self.leads() {
-            Some(self.time_to_live_here(&request).await)
-        } else {
-            None
-        };
+        let here = if self.leads() { Some(self.time_to_live_here(&request).await) } else { None };
         let answer = match here {
             Some(Ok(answer)) => Ok(answer),
             None | Some(Err(KvError::NotLeader | KvError::NoLeader)) => {
@@ -200,12 +165,7 @@ impl Lessor {
         let header = Some(self.store.header());
         match answer {
             Ok(answer) => Ok(LeaseTimeToLiveResponse { header, ..answer }),
-            Err(KvError::LeaseNotFound) => Ok(LeaseTimeToLiveResponse {
-                header,
-                id,
-                ttl: -1,
-                ..Default::default()
-            }),
+            Err(KvError::LeaseNotFound) => Ok(LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() }),
             Err(error) => Err(error),
         }
     }
@@ -213,13 +173,8 @@ impl Lessor {
     /// All leases: on the leader the one that ends first in front, elsewhere by id.
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseStatus> {
-        let by_deadline = self
-            .deadlines
-            .lock()
-            .as_ref()
-            .map(Deadlines::ids_by_deadline);
-        let ids = by_deadline
-            .unwrap_or_else(|| self.store.state().leases().map(|lease| lease.id).collect());
+        let by_deadline = self.deadlines.lock().as_ref().map(Deadlines::ids_by_deadline);
+        let ids = by_deadline.unwrap_or_else(|| self.store.state().leases().map(|lease| lease.id).collect());
         ids.into_iter().map(|id| LeaseStatus { id }).collect()
     }
 
@@ -311,10 +266,7 @@ impl Lessor {
     }
 
     /// On the leader.
-    async fn time_to_live_here(
-        &self,
-        request: &LeaseTimeToLiveRequest,
-    ) -> Result<LeaseTimeToLiveResponse, KvError> {
+    async fn time_to_live_here(&self, request: &LeaseTimeToLiveRequest) -> Result<LeaseTimeToLiveResponse, KvError> {
         self.confirm_leadership().await?;
         let (state, lease, remaining) = {
             let mut deadlines = self.deadlines.lock();
@@ -332,23 +284,15 @@ impl Lessor {
             id: request.id,
             ttl: remaining.map_or(0, |remaining| remaining.seconds),
             granted_ttl: lease.ttl_seconds,
-            keys: if request.keys {
-                state.lease_keys(request.id).collect()
-            } else {
-                Vec::new()
-            },
+            keys: if request.keys { state.lease_keys(request.id).collect() } else { Vec::new() },
         })
     }
 
     async fn confirm_leadership(&self) -> Result<(), KvError> {
-        self.store
-            .node()
-            .linearize()
-            .await
-            .map_err(|error| match error {
-                ReadError::Fatal(reason) => KvError::Internal(reason),
-                _ => KvError::NoLeader,
-            })
+        self.store.node().linearize().await.map_err(|error| match error {
+            ReadError::Fatal(reason) => KvError::Internal(reason),
+            _ => KvError::NoLeader,
+        })
     }
 
     /// Tries until a leader has answered, or the time is over.
@@ -356,25 +300,14 @@ impl Lessor {
         let payload = call.encode();
         let deadline = Instant::now() + self.options.request_timeout;
         loop {
-            let failure = match tokio::time::timeout_at(
-                deadline,
-                self.store.call_lease_leader(payload.clone()),
-            )
-            .await
-            {
+            let failure = match tokio::time::timeout_at(deadline, self.store.call_lease_leader(payload.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(
-                    error @ (KvError::NoLeader | KvError::NotLeader | KvError::LeaderChanged),
-                )) => error,
+                Ok(Err(error @ (KvError::NoLeader | KvError::NotLeader | KvError::LeaderChanged))) => error,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(KvError::Timeout),
             };
             if Instant::now() + RETRY_PAUSE >= deadline {
-                return Err(if failure == KvError::NoLeader {
-                    KvError::NoLeader
-                } else {
-                    KvError::Timeout
-                });
+                return Err(if failure == KvError::NoLeader { KvError::NoLeader } else { KvError::Timeout });
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -385,26 +318,15 @@ impl Lessor {
         match LeaseCall::decode(&payload)? {
             LeaseCall::KeepAlive(request) => {
                 let ttl = self.renew_here(request.id).await?;
-                Ok(LeaseKeepAliveResponse {
-                    header: None,
-                    id: request.id,
-                    ttl,
-                }
-                .encode_to_vec()
-                .into())
+                Ok(LeaseKeepAliveResponse { header: None, id: request.id, ttl }.encode_to_vec().into())
             }
-            LeaseCall::TimeToLive(request) => Ok(self
-                .time_to_live_here(&request)
-                .await?
-                .encode_to_vec()
-                .into()),
+            LeaseCall::TimeToLive(request) => Ok(self.time_to_live_here(&request).await?.encode_to_vec().into()),
         }
     }
 }
 
 fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, KvError> {
-    M::decode(bytes.clone())
-        .map_err(|error| KvError::Internal(format!("malformed answer of the leader: {error}")))
+    M::decode(bytes.clone()).map_err(|error| KvError::Internal(format!("malformed answer of the leader: {error}")))
 }
 
 /// Holds the lessor weakly, since the store holds the handler.

@@ -5,8 +5,8 @@ use tonic::Status;
 use super::router::Services;
 use crate::error::KvError;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 
 impl Services {
@@ -22,10 +22,7 @@ impl Services {
         self.in_time(self.store.put(request)).await
     }
 
-    pub(super) async fn delete_range(
-        &self,
-        request: DeleteRangeRequest,
-    ) -> Result<DeleteRangeResponse, Status> {
+    pub(super) async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
         self.refuse_learner()?;
         self.in_time(self.store.delete_range(request)).await
     }
@@ -35,10 +32,7 @@ impl Services {
         self.in_time(self.store.txn(request)).await
     }
 
-    pub(super) async fn compact(
-        &self,
-        request: CompactionRequest,
-    ) -> Result<CompactionResponse, Status> {
+    pub(super) async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Status> {
         self.refuse_learner()?;
         if request.physical {
             // As long as it takes.
@@ -48,10 +42,7 @@ impl Services {
     }
 
     /// Bounds a call by the request timeout: etcd's answer is then that nobody knows.
-    pub(super) async fn in_time<A>(
-        &self,
-        call: impl Future<Output = Result<A, KvError>>,
-    ) -> Result<A, Status> {
+    pub(super) async fn in_time<A>(&self, call: impl Future<Output = Result<A, KvError>>) -> Result<A, Status> {
         match tokio::time::timeout(self.options.request_timeout, call).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(KvError::Timeout.into()),

@@ -8,24 +8,17 @@ use tonic::{Status, Streaming};
 use super::router::{LeaderLoss, Services};
 use crate::error::KvError;
 use crate::proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
-    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 
 impl Services {
-    pub(super) async fn lease_grant(
-        &self,
-        request: LeaseGrantRequest,
-    ) -> Result<LeaseGrantResponse, Status> {
+    pub(super) async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Status> {
         self.refuse_learner()?;
         self.in_time(self.store.lease_grant(request)).await
     }
 
-    pub(super) async fn lease_revoke(
-        &self,
-        request: LeaseRevokeRequest,
-    ) -> Result<LeaseRevokeResponse, Status> {
+    pub(super) async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Status> {
         self.refuse_learner()?;
         self.in_time(self.store.lease_revoke(request)).await
     }
@@ -38,15 +31,9 @@ impl Services {
         self.in_time(self.lessor.time_to_live(request)).await
     }
 
-    pub(super) async fn lease_leases(
-        &self,
-        _: LeaseLeasesRequest,
-    ) -> Result<LeaseLeasesResponse, Status> {
+    pub(super) async fn lease_leases(&self, _: LeaseLeasesRequest) -> Result<LeaseLeasesResponse, Status> {
         self.refuse_learner()?;
-        Ok(LeaseLeasesResponse {
-            header: Some(self.store.header()),
-            leases: self.lessor.leases(),
-        })
+        Ok(LeaseLeasesResponse { header: Some(self.store.header()), leases: self.lessor.leases() })
     }
 
     /// One answer to each request of the stream, in order.

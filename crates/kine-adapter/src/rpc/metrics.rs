@@ -63,11 +63,8 @@ pub struct Started(Option<usize>);
 
 impl Default for Metrics {
     fn default() -> Metrics {
-        let by_path = METHODS
-            .iter()
-            .enumerate()
-            .map(|(at, (service, method, _))| (format!("/{service}/{method}"), at))
-            .collect();
+        let by_path =
+            METHODS.iter().enumerate().map(|(at, (service, method, _))| (format!("/{service}/{method}"), at)).collect();
         Metrics {
             methods: METHODS.iter().map(|_| Method::default()).collect(),
             by_path,
@@ -109,9 +106,7 @@ impl Metrics {
     /// Calls that were answered without an error.
     #[must_use]
     pub fn succeeded(&self, path: &str) -> u64 {
-        self.by_path.get(path).map_or(0, |at| {
-            self.methods[*at].handled[Code::Ok as usize].load(Ordering::Relaxed)
-        })
+        self.by_path.get(path).map_or(0, |at| self.methods[*at].handled[Code::Ok as usize].load(Ordering::Relaxed))
     }
 
     /// In the text format of Prometheus.
@@ -180,9 +175,7 @@ mod tests {
         let text = metrics.render();
         let labels = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
         assert!(text.contains(&format!("grpc_server_started_total{{{labels}}} 1\n")));
-        assert!(text.contains(&format!(
-            "grpc_server_handled_total{{grpc_code=\"Unavailable\",{labels}}} 1\n"
-        )));
+        assert!(text.contains(&format!("grpc_server_handled_total{{grpc_code=\"Unavailable\",{labels}}} 1\n")));
         assert_eq!(metrics.succeeded("/etcdserverpb.KV/Put"), 0);
     }
 }

@@ -16,9 +16,7 @@ use super::router::Services;
 use crate::error::KvError;
 use crate::kv::State;
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use crate::proto::etcdserverpb::{
-    RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader,
-};
+use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader};
 
 /// Keys in the first chunk.
 const FIRST_CHUNK: i64 = 10;
@@ -40,51 +38,31 @@ impl Services {
     pub(super) async fn range_stream(
         self: Arc<Self>,
         mut request: RangeRequest,
-    ) -> Result<impl Stream<Item = Result<RangeStreamResponse, Status>> + Send + use<>, Status>
-    {
+    ) -> Result<impl Stream<Item = Result<RangeStreamResponse, Status>> + Send + use<>, Status> {
         self.refuse_learner()?;
         check(&request)?;
         if !request.serializable {
             self.in_time(self.linearize()).await?;
         }
         let state = self.store.state();
-        let limit = if request.limit == 0 {
-            i64::MAX
-        } else {
-            request.limit
-        };
+        let limit = if request.limit == 0 { i64::MAX } else { request.limit };
         request.limit = limit.min(FIRST_CHUNK);
         let header = self.store.header_at(state.revision());
-        let chunks = Chunks {
-            services: self,
-            state,
-            request,
-            header,
-            limit,
-            sent: 0,
-            done: false,
-        };
-        Ok(futures_util::stream::unfold(
-            chunks,
-            |mut chunks| async move {
-                if chunks.done {
-                    return None;
-                }
-                let chunk = chunks.next().await;
-                chunks.done |= chunk.is_err();
-                Some((chunk.map_err(Status::from), chunks))
-            },
-        ))
+        let chunks = Chunks { services: self, state, request, header, limit, sent: 0, done: false };
+        Ok(futures_util::stream::unfold(chunks, |mut chunks| async move {
+            if chunks.done {
+                return None;
+            }
+            let chunk = chunks.next().await;
+            chunks.done |= chunk.is_err();
+            Some((chunk.map_err(Status::from), chunks))
+        }))
     }
 }
 
 impl Chunks {
     async fn next(&mut self) -> Result<RangeStreamResponse, KvError> {
-        let mut answer = self
-            .services
-            .store
-            .range_at(&self.state, self.request.clone())
-            .await?;
+        let mut answer = self.services.store.range_at(&self.state, self.request.clone()).await?;
         let size = answer.encoded_len();
         let count = self.sent.saturating_add(answer.count);
         self.sent += i64::try_from(answer.kvs.len()).unwrap_or(i64::MAX);
@@ -96,17 +74,11 @@ impl Chunks {
             answer.header = Some(self.header.clone());
             answer.count = count;
         } else {
-            answer = RangeResponse {
-                kvs: answer.kvs,
-                ..RangeResponse::default()
-            };
+            answer = RangeResponse { kvs: answer.kvs, ..RangeResponse::default() };
             let target = self.services.store.options().max_request_bytes;
-            self.request.limit =
-                next_limit(self.request.limit, size, target).min(self.limit - self.sent);
+            self.request.limit = next_limit(self.request.limit, size, target).min(self.limit - self.sent);
         }
-        Ok(RangeStreamResponse {
-            range_response: Some(answer),
-        })
+        Ok(RangeStreamResponse { range_response: Some(answer) })
     }
 }
 
@@ -115,27 +87,17 @@ fn check(request: &RangeRequest) -> Result<(), Status> {
     if request.key.is_empty() {
         return Err(KvError::KeyMissing.into());
     }
-    let (Ok(order), Ok(target)) = (
-        SortOrder::try_from(request.sort_order),
-        SortTarget::try_from(request.sort_target),
-    ) else {
+    let (Ok(order), Ok(target)) = (SortOrder::try_from(request.sort_order), SortTarget::try_from(request.sort_target))
+    else {
         return Err(KvError::InvalidSortOption.into());
     };
     if order != SortOrder::None && (target, order) != (SortTarget::Key, SortOrder::Ascend) {
-        return Err(Status::unimplemented(
-            "RangeStream does not support custom sort orders",
-        ));
+        return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
     }
-    let filters = [
-        request.min_mod_revision,
-        request.max_mod_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    ];
+    let filters =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
     if filters.iter().any(|revision| *revision != 0) {
-        return Err(Status::unimplemented(
-            "RangeStream does not support revision filters",
-        ));
+        return Err(Status::unimplemented("RangeStream does not support revision filters"));
     }
     Ok(())
 }
@@ -166,46 +128,16 @@ mod tests {
 
     #[test]
     fn only_default_order_and_no_filters() {
-        let good = RangeRequest {
-            key: "a".into(),
-            ..Default::default()
-        };
+        let good = RangeRequest { key: "a".into(), ..Default::default() };
         assert!(check(&good).is_ok());
-        let ascending = RangeRequest {
-            sort_order: SortOrder::Ascend.into(),
-            ..good.clone()
-        };
+        let ascending = RangeRequest { sort_order: SortOrder::Ascend.into(), ..good.clone() };
         assert!(check(&ascending).is_ok());
         for (bad, code) in [
             (RangeRequest::default(), Code::InvalidArgument),
-            (
-                RangeRequest {
-                    sort_order: 9,
-                    ..good.clone()
-                },
-                Code::InvalidArgument,
-            ),
-            (
-                RangeRequest {
-                    sort_order: SortOrder::Descend.into(),
-                    ..good.clone()
-                },
-                Code::Unimplemented,
-            ),
-            (
-                RangeRequest {
-                    sort_target: SortTarget::Mod.into(),
-                    ..ascending
-                },
-                Code::Unimplemented,
-            ),
-            (
-                RangeRequest {
-                    max_mod_revision: 1,
-                    ..good
-                },
-                Code::Unimplemented,
-            ),
+            (RangeRequest { sort_order: 9, ..good.clone() }, Code::InvalidArgument),
+            (RangeRequest { sort_order: SortOrder::Descend.into(), ..good.clone() }, Code::Unimplemented),
+            (RangeRequest { sort_target: SortTarget::Mod.into(), ..ascending }, Code::Unimplemented),
+            (RangeRequest { max_mod_revision: 1, ..good }, Code::Unimplemented),
         ] {
             assert_eq!(check(&bad).unwrap_err().code(), code);
         }

@@ -36,9 +36,7 @@ where
     };
     let answer = match Q::decode(message) {
         Ok(request) => call(request).await,
-        Err(error) => Err(Status::internal(format!(
-            "grpc: failed to unmarshal the received message: {error}"
-        ))),
+        Err(error) => Err(Status::internal(format!("grpc: failed to unmarshal the received message: {error}"))),
     };
     match answer {
         Ok(answer) => accept(&answer),
@@ -54,9 +52,7 @@ pub(super) fn refuse(status: &Status) -> Response<Body> {
 fn accept(answer: &impl Message) -> Response<Body> {
     let size = answer.encoded_len();
     let Ok(announced) = u32::try_from(size) else {
-        return refuse(&Status::resource_exhausted(format!(
-            "grpc: message too large ({size} bytes)"
-        )));
+        return refuse(&Status::resource_exhausted(format!("grpc: message too large ({size} bytes)")));
     };
     let mut bytes = BytesMut::with_capacity(HEAD_BYTES + size);
     bytes.put_u8(0);
@@ -76,12 +72,8 @@ where
     let mut body = std::pin::pin!(body);
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
-    while let Some(frame) =
-        std::future::poll_fn(|context| Pin::as_mut(&mut body).poll_frame(context)).await
-    {
-        let frame = frame.map_err(|error| {
-            Status::cancelled(format!("request not received: {}", error.into()))
-        })?;
+    while let Some(frame) = std::future::poll_fn(|context| Pin::as_mut(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|error| Status::cancelled(format!("request not received: {}", error.into())))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -89,11 +81,7 @@ where
             first = data;
         } else {
             if more.is_empty() {
-                more.reserve(
-                    announced(&first, limit_bytes)?
-                        .unwrap_or(0)
-                        .max(first.len() + data.len()),
-                );
+                more.reserve(announced(&first, limit_bytes)?.unwrap_or(0).max(first.len() + data.len()));
                 more.extend_from_slice(&first);
             }
             more.extend_from_slice(&data);
@@ -102,24 +90,16 @@ where
         if let Some(size) = announced(received, limit_bytes)?
             && received.len() > size
         {
-            return Err(Status::internal(
-                "grpc: more than one message in a unary request",
-            ));
+            return Err(Status::internal("grpc: more than one message in a unary request"));
         }
     }
-    let mut message = if more.is_empty() {
-        first
-    } else {
-        more.freeze()
-    };
+    let mut message = if more.is_empty() { first } else { more.freeze() };
     match announced(&message, limit_bytes)? {
         Some(size) if size == message.len() => {
             message.advance(HEAD_BYTES);
             Ok(message)
         }
-        _ => Err(Status::internal(
-            "grpc: the request ended within its message",
-        )),
+        _ => Err(Status::internal("grpc: the request ended within its message")),
     }
 }
 
@@ -129,9 +109,7 @@ fn announced(received: &[u8], limit_bytes: usize) -> Result<Option<usize>, Statu
         return Ok(None);
     };
     if head[0] != 0 {
-        return Err(Status::unimplemented(
-            "grpc: compressed requests are not taken",
-        ));
+        return Err(Status::unimplemented("grpc: compressed requests are not taken"));
     }
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     if size > limit_bytes {
@@ -165,11 +143,7 @@ mod tests {
     }
 
     fn message(size_of_value: usize) -> Vec<u8> {
-        let request = PutRequest {
-            key: "k".into(),
-            value: vec![7; size_of_value].into(),
-            ..Default::default()
-        };
+        let request = PutRequest { key: "k".into(), value: vec![7; size_of_value].into(), ..Default::default() };
         let mut bytes = vec![0];
         bytes.put_u32(u32::try_from(request.encoded_len()).unwrap());
         request.encode(&mut bytes).unwrap();
@@ -178,15 +152,11 @@ mod tests {
 
     async fn status_of(pieces: Vec<Vec<u8>>, limit_bytes: usize) -> (Code, String) {
         let pieces = Pieces(pieces.into_iter().map(Bytes::from).collect());
-        let response = unary(
-            Request::new(pieces),
-            limit_bytes,
-            |request: PutRequest| async move {
-                assert_eq!(request.key, "k");
-                assert!(request.value.iter().all(|byte| *byte == 7));
-                Ok(PutResponse::default())
-            },
-        )
+        let response = unary(Request::new(pieces), limit_bytes, |request: PutRequest| async move {
+            assert_eq!(request.key, "k");
+            assert!(request.value.iter().all(|byte| *byte == 7));
+            Ok(PutResponse::default())
+        })
         .await;
         match Status::from_header_map(response.headers()) {
             Some(status) => (status.code(), status.message().to_owned()),
@@ -200,11 +170,7 @@ mod tests {
         assert_eq!(status_of(vec![whole.clone()], 100).await.0, Code::Ok);
         for cut in 1..whole.len() {
             let (head, tail) = whole.split_at(cut);
-            assert_eq!(
-                status_of(vec![head.to_vec(), tail.to_vec()], 100).await.0,
-                Code::Ok,
-                "cut at {cut}"
-            );
+            assert_eq!(status_of(vec![head.to_vec(), tail.to_vec()], 100).await.0, Code::Ok, "cut at {cut}");
         }
         let pieces: Vec<Vec<u8>> = whole.iter().map(|byte| vec![*byte]).collect();
         assert_eq!(status_of(pieces, 100).await.0, Code::Ok);
@@ -214,33 +180,14 @@ mod tests {
     async fn what_is_no_message_is_refused() {
         let whole = message(20);
         assert_eq!(status_of(vec![], 100).await.0, Code::Internal);
-        assert_eq!(
-            status_of(vec![whole[..9].to_vec()], 100).await.0,
-            Code::Internal
-        );
-        assert_eq!(
-            status_of(vec![[whole.clone(), vec![0]].concat()], 100)
-                .await
-                .0,
-            Code::Internal
-        );
-        assert_eq!(
-            status_of(vec![[&[1][..], &whole[1..]].concat()], 100)
-                .await
-                .0,
-            Code::Unimplemented
-        );
-        assert_eq!(
-            status_of(vec![vec![0, 0, 0, 0, 1, 255]], 100).await.0,
-            Code::Internal
-        );
+        assert_eq!(status_of(vec![whole[..9].to_vec()], 100).await.0, Code::Internal);
+        assert_eq!(status_of(vec![[whole.clone(), vec![0]].concat()], 100).await.0, Code::Internal);
+        assert_eq!(status_of(vec![[&[1][..], &whole[1..]].concat()], 100).await.0, Code::Unimplemented);
+        assert_eq!(status_of(vec![vec![0, 0, 0, 0, 1, 255]], 100).await.0, Code::Internal);
         let (code, text) = status_of(vec![message(200)], 100).await;
         assert_eq!(
             (code, text.as_str()),
-            (
-                Code::ResourceExhausted,
-                "grpc: received message larger than max (206 vs. 100)"
-            )
+            (Code::ResourceExhausted, "grpc: received message larger than max (206 vs. 100)")
         );
     }
 }

@@ -27,11 +27,7 @@ const GATHER_BYTES: usize = 32 << 10;
 
 impl Services {
     /// Opens a stream; its requests are read by a task of their own.
-    pub(super) fn watch(
-        self: Arc<Self>,
-        requests: Streaming<WatchRequest>,
-        leader_loss: LeaderLoss,
-    ) -> Frames {
+    pub(super) fn watch(self: Arc<Self>, requests: Streaming<WatchRequest>, leader_loss: LeaderLoss) -> Frames {
         let (stream, frames) = self.hub.open();
         tokio::spawn(self.read_watch_requests(stream, requests, leader_loss));
         frames
@@ -43,14 +39,10 @@ impl Services {
         mut requests: Streaming<WatchRequest>,
         mut leader_loss: LeaderLoss,
     ) {
-        let interval = self
-            .options
-            .progress_notify_interval
-            .max(MIN_PROGRESS_INTERVAL);
+        let interval = self.options.progress_notify_interval.max(MIN_PROGRESS_INTERVAL);
         // Streams opened together shall not report together.
         let interval = interval + rand::rng().random_range(Duration::ZERO..interval / 10);
-        let mut progress =
-            tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reading = true;
         // Tells whether any watcher of the stream ever asked for periodic progress.
@@ -71,12 +63,7 @@ impl Services {
         }
     }
 
-    fn take_watch_request(
-        &self,
-        stream: &StreamHandle,
-        request: WatchRequest,
-        progress_wanted: &AtomicBool,
-    ) {
+    fn take_watch_request(&self, stream: &StreamHandle, request: WatchRequest, progress_wanted: &AtomicBool) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => {
                 if request.progress_notify {

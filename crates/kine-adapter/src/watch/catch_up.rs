@@ -32,11 +32,7 @@ enum Pass {
     /// Some were served or moved: look again.
     Done,
     /// Previous values are missing for this run.
-    Previous {
-        run: Run,
-        missing: HashSet<(u32, u32)>,
-        window: Window,
-    },
+    Previous { run: Run, missing: HashSet<(u32, u32)>, window: Window },
     /// The ring does not reach back to the window's start.
     Tables(Window),
 }
@@ -49,21 +45,13 @@ pub(super) async fn run(hub: &Hub) {
         match from_ring(hub, number) {
             Pass::Idle => hub.behind.notified().await,
             Pass::Done => tokio::task::yield_now().await,
-            Pass::Previous {
-                mut run,
-                missing,
-                window,
-            } => {
+            Pass::Previous { mut run, missing, window } => {
                 hub.read_previous(&mut run, missing).await;
                 give(hub, run, &window, number).await;
             }
             Pass::Tables(mut window) => {
                 let range = window.only.clone().unwrap_or_else(KeyRange::all);
-                match hub
-                    .history
-                    .stored(range, window.low, window.to, MAX_STORED_EVENTS)
-                    .await
-                {
+                match hub.history.stored(range, window.low, window.to, MAX_STORED_EVENTS).await {
                     Ok(past) => {
                         window.to = past.complete_to.min(window.to);
                         give(hub, Run::new(past.batches), &window, number).await;
@@ -113,37 +101,21 @@ fn from_ring(hub: &Hub, number: u64) -> Pass {
                 _ => to,
             };
             let mut run = Run::new(batches);
-            let window = Window {
-                low,
-                to,
-                only: None,
-            };
+            let window = Window { low, to, only: None };
             match serve(hub, &mut watchers, &mut run, &window, number) {
                 Ok(()) => Pass::Done,
-                Err(missing) => Pass::Previous {
-                    run,
-                    missing,
-                    window,
-                },
+                Err(missing) => Pass::Previous { run, missing, window },
             }
         }
         RecentEvents::Gone { after } => {
-            let ready: Vec<WatcherKey> = watchers
-                .behind_set
-                .iter()
-                .copied()
-                .filter(|key| is_ready(&watchers, *key))
-                .collect();
+            let ready: Vec<WatcherKey> =
+                watchers.behind_set.iter().copied().filter(|key| is_ready(&watchers, *key)).collect();
             let only = match ready.as_slice() {
                 [only] => Some(watchers.get(*only).range.clone()),
                 _ => None,
             };
             // The ring has what comes after `after`.
-            Pass::Tables(Window {
-                low,
-                to: if after >= low { to.min(after) } else { to },
-                only,
-            })
+            Pass::Tables(Window { low, to: if after >= low { to.min(after) } else { to }, only })
         }
     }
 }
@@ -167,13 +139,7 @@ fn limit(mut batches: Vec<Arc<EventBatch>>, to: i64) -> (Vec<Arc<EventBatch>>, b
 }
 
 fn is_ready(watchers: &Watchers, key: WatcherKey) -> bool {
-    matches!(
-        watchers.get(key).place,
-        Place::Behind {
-            waits_for_room: false,
-            ..
-        }
-    )
+    matches!(watchers.get(key).place, Place::Behind { waits_for_room: false, .. })
 }
 
 /// The watcher that waited longest, and of those the furthest behind.
@@ -182,15 +148,9 @@ fn choose(watchers: &Watchers) -> Option<(WatcherKey, i64)> {
         .behind_set
         .iter()
         .filter_map(|key| match watchers.get(*key) {
-            Watcher {
-                place:
-                    Place::Behind {
-                        waits_for_room: false,
-                        served,
-                    },
-                next_revision,
-                ..
-            } => Some((*served, *next_revision, *key)),
+            Watcher { place: Place::Behind { waits_for_room: false, served }, next_revision, .. } => {
+                Some((*served, *next_revision, *key))
+            }
             _ => None,
         })
         .min()
@@ -206,15 +166,7 @@ fn serve(
     number: u64,
 ) -> Result<(), HashSet<(u32, u32)>> {
     let audience = Audience::Behind(window);
-    dispatch(
-        watchers,
-        run,
-        audience,
-        window.to,
-        &*hub.history,
-        &hub.header,
-        hub.max_fragment_bytes,
-    )?;
+    dispatch(watchers, run, audience, window.to, &*hub.history, &hub.header, hub.max_fragment_bytes)?;
     let keys: Vec<WatcherKey> = watchers.behind_set.iter().copied().collect();
     let reached = watchers.revision;
     for key in keys {
@@ -222,11 +174,7 @@ fn serve(
         if !window.is_for(watcher) {
             continue;
         }
-        let Place::Behind {
-            waits_for_room,
-            served,
-        } = &mut watcher.place
-        else {
+        let Place::Behind { waits_for_room, served } = &mut watcher.place else {
             continue;
         };
         *served = number;
@@ -243,22 +191,12 @@ fn serve(
 
 fn cancel_compacted(hub: &Hub, watchers: &mut Watchers) {
     let compacted = hub.history.compact_revision();
-    let gone: Vec<WatcherKey> = watchers
-        .behind_set
-        .iter()
-        .copied()
-        .filter(|key| watchers.get(*key).next_revision < compacted)
-        .collect();
+    let gone: Vec<WatcherKey> =
+        watchers.behind_set.iter().copied().filter(|key| watchers.get(*key).next_revision < compacted).collect();
     for key in gone {
         let watcher = watchers.remove(key);
-        let content = Content::Canceled {
-            compact_revision: compacted,
-        };
+        let content = Content::Canceled { compact_revision: compacted };
         // As etcd: no revision in this header.
-        watcher.outbox.push_control(Frame {
-            watch_id: watcher.watch_id,
-            revision: 0,
-            content,
-        });
+        watcher.outbox.push_control(Frame { watch_id: watcher.watch_id, revision: 0, content });
     }
 }

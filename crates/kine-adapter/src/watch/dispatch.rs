@@ -45,10 +45,7 @@ impl Window {
     /// is left out.
     pub fn is_for(&self, watcher: &Watcher) -> bool {
         (self.low..=self.to + 1).contains(&watcher.next_revision)
-            && self
-                .only
-                .as_ref()
-                .is_none_or(|range| *range == watcher.range)
+            && self.only.as_ref().is_none_or(|range| *range == watcher.range)
     }
 }
 
@@ -69,10 +66,7 @@ struct Encoded {
 
 impl Run {
     pub fn new(batches: Vec<Arc<EventBatch>>) -> Run {
-        Run {
-            batches,
-            previous: HashMap::new(),
-        }
+        Run { batches, previous: HashMap::new() }
     }
 
     pub fn batches(&self) -> &[Arc<EventBatch>] {
@@ -85,9 +79,7 @@ impl Run {
 
     /// Leaves out what happened up to and including `revision`.
     pub fn skip_to(&mut self, revision: i64) {
-        let known = self
-            .batches
-            .partition_point(|batch| batch.revision <= revision);
+        let known = self.batches.partition_point(|batch| batch.revision <= revision);
         if known > 0 {
             self.batches.drain(..known);
             // Positions have changed; what is left out is read again.
@@ -139,8 +131,7 @@ pub(super) fn dispatch(
             let kind = (watcher.previous, watcher.filter);
             let encoded = if watcher.next_revision > first {
                 // Has had, or did not ask for, the first of them.
-                let from = matched
-                    .partition_point(|at| run.event(*at).mod_revision < watcher.next_revision);
+                let from = matched.partition_point(|at| run.event(*at).mod_revision < watcher.next_revision);
                 own = encode(run, &matched[from..], kind);
                 &own
             } else {
@@ -179,14 +170,7 @@ impl Audience<'_> {
         match self {
             Audience::Synced => true,
             Audience::Behind(window) => {
-                window.is_for(watcher)
-                    && !matches!(
-                        watcher.place,
-                        Place::Behind {
-                            waits_for_room: true,
-                            ..
-                        }
-                    )
+                window.is_for(watcher) && !matches!(watcher.place, Place::Behind { waits_for_room: true, .. })
             }
         }
     }
@@ -270,40 +254,25 @@ fn encode(run: &Run, matched: &[(u32, u32)], (previous, filter): (bool, Filter))
             }
             .into(),
             kv: Some(event.key_value()),
-            prev_kv: if previous {
-                run.previous.get(at).cloned().flatten()
-            } else {
-                None
-            },
+            prev_kv: if previous { run.previous.get(at).cloned().flatten() } else { None },
         };
         let size = message.encoded_len();
         bytes.reserve(1 + encoded_len_varint(size as u64) + size);
         prost::encoding::message::encode(EVENTS_FIELD, &message, &mut bytes);
         ends.push(bytes.len());
     }
-    Encoded {
-        bytes: bytes.freeze(),
-        ends,
-    }
+    Encoded { bytes: bytes.freeze(), ends }
 }
 
 /// Queues one answer, or several if the watcher takes fragments and one would be too large. False if the queue is full.
-fn push(
-    watcher: &Watcher,
-    encoded: &Encoded,
-    revision: i64,
-    header: &HeaderSource,
-    max_fragment_bytes: usize,
-) -> bool {
+fn push(watcher: &Watcher, encoded: &Encoded, revision: i64, header: &HeaderSource, max_fragment_bytes: usize) -> bool {
     let frame = |encoded: Bytes, more: bool| Frame {
         watch_id: watcher.watch_id,
         revision,
         content: Content::Events { encoded, more },
     };
     if !watcher.fragment || encoded.ends.len() < 2 {
-        return watcher
-            .outbox
-            .push_events([frame(encoded.bytes.clone(), false)]);
+        return watcher.outbox.push_events([frame(encoded.bytes.clone(), false)]);
     }
     let head = frame(Bytes::new(), true).head(header).encoded_len();
     let mut frames = Vec::new();
@@ -314,10 +283,7 @@ fn push(
             next += 1;
         }
         let end = encoded.ends[next - 1];
-        frames.push(frame(
-            encoded.bytes.slice(start..end),
-            next < encoded.ends.len(),
-        ));
+        frames.push(frame(encoded.bytes.slice(start..end), next < encoded.ends.len()));
         start = end;
     }
     watcher.outbox.push_events(frames)

@@ -27,10 +27,7 @@ pub(super) trait History: Send + Sync + 'static {
     /// The event's `prev_kv`, if that needs no reading.
     fn previous_at_hand(&self, event: &Event) -> Option<Option<mvccpb::KeyValue>>;
     /// The event's `prev_kv`.
-    fn previous<'a>(
-        &'a self,
-        event: &'a Event,
-    ) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>>;
+    fn previous<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>>;
 }
 
 impl History for Store {
@@ -60,10 +57,7 @@ impl History for Store {
         Store::previous_at_hand(self, event)
     }
 
-    fn previous<'a>(
-        &'a self,
-        event: &'a Event,
-    ) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>> {
+    fn previous<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>> {
         Box::pin(Store::previous(self, event))
     }
 }

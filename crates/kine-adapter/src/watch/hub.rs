@@ -98,9 +98,7 @@ pub struct Hub {
 
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub")
-            .field("statistics", &self.statistics())
-            .finish_non_exhaustive()
+        f.debug_struct("Hub").field("statistics", &self.statistics()).finish_non_exhaustive()
     }
 }
 
@@ -147,11 +145,7 @@ impl Hub {
         max_fragment_bytes: usize,
     ) -> Arc<Hub> {
         Arc::new(Hub {
-            header: Arc::new(HeaderSource {
-                cluster_id,
-                member_id,
-                term: AtomicU64::new(0),
-            }),
+            header: Arc::new(HeaderSource { cluster_id, member_id, term: AtomicU64::new(0) }),
             max_fragment_bytes,
             watchers: Mutex::new(Watchers::new(0)),
             inbox: Mutex::default(),
@@ -167,12 +161,7 @@ impl Hub {
     #[must_use]
     pub fn of_store(store: &crate::kv::Store, max_fragment_bytes: usize) -> Arc<Hub> {
         let node = store.node();
-        Hub::new(
-            Box::new(store.clone()),
-            node.cluster_id(),
-            node.id().0,
-            max_fragment_bytes,
-        )
+        Hub::new(Box::new(store.clone()), node.cluster_id(), node.id().0, max_fragment_bytes)
     }
 
     /// Takes what is committed by now as the past. First the sink, then this: what is committed in between comes twice
@@ -185,19 +174,10 @@ impl Hub {
     pub fn committed(&self, batches: &[Arc<EventBatch>]) {
         let Some(last) = batches.last() else { return };
         let mut inbox = self.inbox.lock();
-        inbox.bytes += batches
-            .iter()
-            .map(|batch| batch.weight_bytes())
-            .sum::<usize>();
+        inbox.bytes += batches.iter().map(|batch| batch.weight_bytes()).sum::<usize>();
         if inbox.bytes > MAX_INBOX_BYTES {
-            tracing::info!(
-                revision = last.revision,
-                "watch hub is late: watchers catch up from the ring"
-            );
-            *inbox = Inbox {
-                jump: Some(last.revision),
-                ..Inbox::default()
-            };
+            tracing::info!(revision = last.revision, "watch hub is late: watchers catch up from the ring");
+            *inbox = Inbox { jump: Some(last.revision), ..Inbox::default() };
         } else {
             inbox.batches.extend_from_slice(batches);
         }
@@ -207,10 +187,7 @@ impl Hub {
 
     /// Part of the store's sink: see [`crate::kv::EventSink::restored`].
     pub fn restored(&self, revision: i64) {
-        *self.inbox.lock() = Inbox {
-            jump: Some(revision),
-            ..Inbox::default()
-        };
+        *self.inbox.lock() = Inbox { jump: Some(revision), ..Inbox::default() };
         self.inbox_filled.notify_one();
     }
 
@@ -281,23 +258,13 @@ impl Hub {
     pub fn create(&self, stream: &StreamHandle, request: CreateRequest) {
         let now = self.history.revision();
         let refuse = |reason: &str| {
-            let content = Content::Refused {
-                reason: reason.to_owned(),
-            };
-            stream.outbox.push_control(Frame {
-                watch_id: NO_WATCH_ID,
-                revision: now,
-                content,
-            });
+            let content = Content::Refused { reason: reason.to_owned() };
+            stream.outbox.push_control(Frame { watch_id: NO_WATCH_ID, revision: now, content });
         };
         if request.start_revision < 0 {
             return refuse(&KvError::Compacted.to_string());
         }
-        let key = if request.key.is_empty() {
-            Bytes::from_static(b"\0")
-        } else {
-            request.key
-        };
+        let key = if request.key.is_empty() { Bytes::from_static(b"\0") } else { request.key };
         let range = KeyRange::new(key, request.range_end);
         if range.is_empty() {
             return refuse("mvcc: watcher range is empty");
@@ -309,25 +276,14 @@ impl Hub {
         let Some(watch_id) = watchers.choose_id(stream.key, request.watch_id) else {
             return refuse("mvcc: duplicate watch ID provided on the WatchStream");
         };
-        stream.outbox.push_control(Frame {
-            watch_id,
-            revision: now,
-            content: Content::Created,
-        });
+        stream.outbox.push_control(Frame { watch_id, revision: now, content: Content::Created });
         // The store may be ahead of the hub: what was committed before this call belongs to the past, whatever the
         // hub has delivered. Events between the two are held back by `next_revision`.
-        let next_revision = if request.start_revision == 0 {
-            now + 1
-        } else {
-            request.start_revision
-        };
+        let next_revision = if request.start_revision == 0 { now + 1 } else { request.start_revision };
         let place = if next_revision > watchers.revision {
             Place::Synced
         } else {
-            Place::Behind {
-                waits_for_room: false,
-                served: 0,
-            }
+            Place::Behind { waits_for_room: false, served: 0 }
         };
         watchers.add(Watcher {
             stream: stream.key,
@@ -339,10 +295,7 @@ impl Hub {
             previous: request.previous,
             fragment: request.fragment,
             progress_notify: request.progress_notify,
-            filter: Filter {
-                no_put: request.no_put,
-                no_delete: request.no_delete,
-            },
+            filter: Filter { no_put: request.no_put, no_delete: request.no_delete },
             told: false,
             place,
         });
@@ -356,21 +309,14 @@ impl Hub {
     pub fn cancel(&self, stream: &StreamHandle, watch_id: i64) {
         let now = self.history.revision();
         let mut watchers = self.lock();
-        let Some(key) = watchers
-            .streams
-            .get(&stream.key)
-            .and_then(|stream| stream.ids.get(&watch_id))
-            .copied()
-        else {
+        let Some(key) = watchers.streams.get(&stream.key).and_then(|stream| stream.ids.get(&watch_id)).copied() else {
             return;
         };
         watchers.remove(key);
         stream.outbox.push_control(Frame {
             watch_id,
             revision: now,
-            content: Content::Canceled {
-                compact_revision: 0,
-            },
+            content: Content::Canceled { compact_revision: 0 },
         });
         watchers.answer_progress();
     }
@@ -408,11 +354,7 @@ impl Hub {
                 continue;
             }
             if !std::mem::take(&mut watcher.told) && current {
-                let frame = Frame {
-                    watch_id: watcher.watch_id,
-                    revision,
-                    content: Content::Progress,
-                };
+                let frame = Frame { watch_id: watcher.watch_id, revision, content: Content::Progress };
                 watcher.outbox.push_control(frame);
             }
         }

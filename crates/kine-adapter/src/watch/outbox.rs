@@ -129,10 +129,7 @@ struct Waiting {
 
 impl Outbox {
     pub fn new() -> Arc<Outbox> {
-        Arc::new(Outbox {
-            waiting: Mutex::default(),
-            changed: Notify::new(),
-        })
+        Arc::new(Outbox { waiting: Mutex::default(), changed: Notify::new() })
     }
 
     /// Adds a control answer.
@@ -170,8 +167,7 @@ impl Outbox {
 
     /// Waits until there is room for control answers, or the stream is over.
     pub async fn room(&self) {
-        self.wait_until(|waiting| waiting.closed || waiting.frames.len() < MAX_WAITING_FRAMES)
-            .await;
+        self.wait_until(|waiting| waiting.closed || waiting.frames.len() < MAX_WAITING_FRAMES).await;
     }
 
     /// Waits until nobody takes frames any more.
@@ -191,10 +187,7 @@ impl Outbox {
     }
 
     fn close(&self) {
-        *self.waiting.lock() = Waiting {
-            closed: true,
-            ..Waiting::default()
-        };
+        *self.waiting.lock() = Waiting { closed: true, ..Waiting::default() };
         self.changed.notify_waiters();
     }
 }
@@ -234,23 +227,13 @@ pub(super) enum Notice {
 
 impl std::fmt::Debug for Frames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Frames")
-            .field("outbox", &self.outbox)
-            .finish_non_exhaustive()
+        f.debug_struct("Frames").field("outbox", &self.outbox).finish_non_exhaustive()
     }
 }
 
 impl Frames {
-    pub(super) fn new(
-        outbox: Arc<Outbox>,
-        notice: impl Fn(Notice) + Send + Sync + 'static,
-    ) -> Frames {
-        Frames {
-            outbox,
-            taken: VecDeque::new(),
-            ended: false,
-            notice: Box::new(notice),
-        }
+    pub(super) fn new(outbox: Arc<Outbox>, notice: impl Fn(Notice) + Send + Sync + 'static) -> Frames {
+        Frames { outbox, taken: VecDeque::new(), ended: false, notice: Box::new(notice) }
     }
 }
 
@@ -268,27 +251,15 @@ impl Stream for Frames {
         let (refused, was_full, end) = {
             let mut waiting = this.outbox.waiting.lock();
             if waiting.frames.is_empty() && waiting.end.is_none() {
-                if !waiting
-                    .waker
-                    .as_ref()
-                    .is_some_and(|waker| waker.will_wake(context.waker()))
-                {
+                if !waiting.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
                     waiting.waker = Some(context.waker().clone());
                 }
                 return Poll::Pending;
             }
             std::mem::swap(&mut this.taken, &mut waiting.frames);
             waiting.bytes = 0;
-            let end = if this.taken.is_empty() {
-                waiting.end.take()
-            } else {
-                None
-            };
-            (
-                std::mem::take(&mut waiting.refused),
-                this.taken.len() >= MAX_WAITING_FRAMES,
-                end,
-            )
+            let end = if this.taken.is_empty() { waiting.end.take() } else { None };
+            (std::mem::take(&mut waiting.refused), this.taken.len() >= MAX_WAITING_FRAMES, end)
         };
         if refused {
             (this.notice)(Notice::Room);
@@ -323,94 +294,39 @@ mod tests {
 
     fn events(size: usize) -> Frame {
         let encoded = Bytes::from(vec![0; size]);
-        Frame {
-            watch_id: 1,
-            revision: 2,
-            content: Content::Events {
-                encoded,
-                more: false,
-            },
-        }
+        Frame { watch_id: 1, revision: 2, content: Content::Events { encoded, more: false } }
     }
 
     #[test]
     fn a_frame_is_a_watch_response() {
-        let header = HeaderSource {
-            cluster_id: 7,
-            member_id: 8,
-            term: AtomicU64::new(9),
-        };
+        let header = HeaderSource { cluster_id: 7, member_id: 8, term: AtomicU64::new(9) };
         let event = mvccpb::Event {
             r#type: 0,
-            kv: Some(mvccpb::KeyValue {
-                key: "k".into(),
-                mod_revision: 5,
-                ..Default::default()
-            }),
+            kv: Some(mvccpb::KeyValue { key: "k".into(), mod_revision: 5, ..Default::default() }),
             prev_kv: None,
         };
         let mut encoded = Vec::new();
         prost::encoding::message::encode(11, &event, &mut encoded);
-        let head = ResponseHeader {
-            cluster_id: 7,
-            member_id: 8,
-            revision: 5,
-            raft_term: 9,
-        };
+        let head = ResponseHeader { cluster_id: 7, member_id: 8, revision: 5, raft_term: 9 };
         for (content, expected) in [
+            (Content::Created, WatchResponse { created: true, ..Default::default() }),
             (
-                Content::Created,
-                WatchResponse {
-                    created: true,
-                    ..Default::default()
-                },
+                Content::Refused { reason: "no".into() },
+                WatchResponse { created: true, canceled: true, cancel_reason: "no".into(), ..Default::default() },
             ),
             (
-                Content::Refused {
-                    reason: "no".into(),
-                },
-                WatchResponse {
-                    created: true,
-                    canceled: true,
-                    cancel_reason: "no".into(),
-                    ..Default::default()
-                },
-            ),
-            (
-                Content::Canceled {
-                    compact_revision: 4,
-                },
-                WatchResponse {
-                    canceled: true,
-                    compact_revision: 4,
-                    ..Default::default()
-                },
+                Content::Canceled { compact_revision: 4 },
+                WatchResponse { canceled: true, compact_revision: 4, ..Default::default() },
             ),
             (Content::Progress, WatchResponse::default()),
             (
-                Content::Events {
-                    encoded: encoded.into(),
-                    more: true,
-                },
-                WatchResponse {
-                    fragment: true,
-                    events: vec![event],
-                    ..Default::default()
-                },
+                Content::Events { encoded: encoded.into(), more: true },
+                WatchResponse { fragment: true, events: vec![event], ..Default::default() },
             ),
         ] {
             let mut out = Vec::new();
-            Frame {
-                watch_id: -1,
-                revision: 5,
-                content,
-            }
-            .encode(&header, &mut out);
-            let expected = WatchResponse {
-                header: Some(head.clone()),
-                watch_id: -1,
-                ..expected
-            };
+            Frame { watch_id: -1, revision: 5, content }.encode(&header, &mut out);
+            let expected = WatchResponse { header: Some(head.clone()), watch_id: -1, ..expected };
             assert_eq!(WatchResponse::decode(out.as_slice()).unwrap(), expected);
         }
     }
@@ -425,11 +341,7 @@ mod tests {
         });
         assert!(outbox.push_events([events(MAX_WAITING_BYTES)]));
         assert!(!outbox.push_events([events(1)]));
-        outbox.push_control(Frame {
-            watch_id: -1,
-            revision: 2,
-            content: Content::Progress,
-        });
+        outbox.push_control(Frame { watch_id: -1, revision: 2, content: Content::Progress });
         assert!(matches!(frames.next().await, Some(Ok(frame)) if frame.watch_id == 1));
         assert_eq!(rooms.load(Ordering::SeqCst), 1);
         assert!(outbox.push_events([events(1)]));
@@ -456,11 +368,7 @@ mod tests {
         let outbox = Outbox::new();
         let mut frames = Frames::new(outbox.clone(), |_| {});
         for revision in 0..i64::try_from(MAX_WAITING_FRAMES).unwrap() {
-            outbox.push_control(Frame {
-                watch_id: -1,
-                revision,
-                content: Content::Progress,
-            });
+            outbox.push_control(Frame { watch_id: -1, revision, content: Content::Progress });
         }
         assert!(outbox.room().now_or_never().is_none());
         let _ = frames.next().await;

@@ -93,30 +93,20 @@ impl<W: Copy + PartialEq> RangeIndex<W> {
 
     /// The slot with this id.
     pub fn slot_mut(&mut self, id: SlotId) -> &mut Slot<W> {
-        self.slots[id.0]
-            .as_mut()
-            .expect("invariant: slot ids in use point at slots")
+        self.slots[id.0].as_mut().expect("invariant: slot ids in use point at slots")
     }
 
     fn slot(&self, id: SlotId) -> &Slot<W> {
-        self.slots[id.0]
-            .as_ref()
-            .expect("invariant: slot ids in use point at slots")
+        self.slots[id.0].as_ref().expect("invariant: slot ids in use point at slots")
     }
 
-    fn stab_below(
-        &mut self,
-        node: Option<SlotId>,
-        key: &[u8],
-        found: &mut impl FnMut(SlotId, &mut Slot<W>),
-    ) {
+    fn stab_below(&mut self, node: Option<SlotId>, key: &[u8], found: &mut impl FnMut(SlotId, &mut Slot<W>)) {
         let Some(id) = node else { return };
         let slot = self.slot(id);
         if ends_by(&slot.furthest, key) {
             return;
         }
-        let (left, right, start_reached) =
-            (slot.left, slot.right, slot.range.start().as_ref() <= key);
+        let (left, right, start_reached) = (slot.left, slot.right, slot.range.start().as_ref() <= key);
         self.stab_below(left, key, found);
         if start_reached {
             let slot = self.slot_mut(id);
@@ -196,11 +186,7 @@ impl<W: Copy + PartialEq> RangeIndex<W> {
     }
 
     /// The nodes below `node` with ranges less than, and greater than, one that is not there.
-    fn split(
-        &mut self,
-        node: Option<SlotId>,
-        range: &KeyRange,
-    ) -> (Option<SlotId>, Option<SlotId>) {
+    fn split(&mut self, node: Option<SlotId>, range: &KeyRange) -> (Option<SlotId>, Option<SlotId>) {
         let Some(id) = node else { return (None, None) };
         if compare(&self.slot(id).range, range).is_lt() {
             let (less, greater) = self.split(self.slot(id).right, range);
@@ -277,9 +263,7 @@ fn compare_ends(a: &RangeEnd, b: &RangeEnd) -> std::cmp::Ordering {
 }
 
 fn compare(a: &KeyRange, b: &KeyRange) -> std::cmp::Ordering {
-    a.start()
-        .cmp(b.start())
-        .then_with(|| compare_ends(a.end(), b.end()))
+    a.start().cmp(b.start()).then_with(|| compare_ends(a.end(), b.end()))
 }
 
 #[cfg(test)]
@@ -289,10 +273,7 @@ mod tests {
 
     fn range() -> impl Strategy<Value = KeyRange> {
         let key = || proptest::collection::vec(0u8..4, 1..4).prop_map(Bytes::from);
-        (
-            key(),
-            prop_oneof![2 => Just(Bytes::new()), 1 => Just(Bytes::from_static(b"\0")), 5 => key()],
-        )
+        (key(), prop_oneof![2 => Just(Bytes::new()), 1 => Just(Bytes::from_static(b"\0")), 5 => key()])
             .prop_map(|(start, end)| KeyRange::new(start, end))
             .prop_filter("empty ranges are refused before", |range| !range.is_empty())
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -19,6 +20,9 @@ use crate::index::KeyRange;
 use crate::kv::{Event, EventBatch, EventKind, PastEvents, RecentEvents};
 use crate::proto::etcdserverpb::WatchResponse;
 use crate::proto::mvccpb;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A key space of which only the events are kept.
 #[derive(Clone, Default)]
@@ -64,9 +68,7 @@ impl Past {
                     let event = Event {
                         kind: EventKind::Put,
                         value: Bytes::copy_from_slice(value.as_bytes()),
-                        create_revision: before
-                            .as_ref()
-                            .map_or(revision, |event| event.create_revision),
+                        create_revision: before.as_ref().map_or(revision, |event| event.create_revision),
                         version: before.as_ref().map_or(0, |event| event.version) + 1,
                         ..blank
                     };
@@ -79,10 +81,7 @@ impl Past {
                 }
             }
         });
-        let batch = Arc::new(EventBatch {
-            revision,
-            events: events.collect(),
-        });
+        let batch = Arc::new(EventBatch { revision, events: events.collect() });
         kept.batches.push(batch.clone());
         batch
     }
@@ -92,16 +91,9 @@ impl Past {
         if event.mod_revision - 1 < kept.compacted {
             return None;
         }
-        let before = kept
-            .batches
-            .iter()
-            .rev()
-            .filter(|batch| batch.revision < event.mod_revision);
+        let before = kept.batches.iter().rev().filter(|batch| batch.revision < event.mod_revision);
         let mut events = before.flat_map(|batch| batch.events.iter().rev());
-        events
-            .find(|other| other.key == event.key)
-            .filter(|e| e.kind == EventKind::Put)
-            .map(Event::key_value)
+        events.find(|other| other.key == event.key).filter(|e| e.kind == EventKind::Put).map(Event::key_value)
     }
 }
 
@@ -115,14 +107,9 @@ impl History for Past {
     fn recent(&self, revision: i64, max_batches: usize) -> RecentEvents {
         let kept = self.0.lock();
         if revision < kept.ring_after {
-            return RecentEvents::Gone {
-                after: kept.ring_after,
-            };
+            return RecentEvents::Gone { after: kept.ring_after };
         }
-        let newer = kept
-            .batches
-            .iter()
-            .filter(|batch| batch.revision > revision);
+        let newer = kept.batches.iter().filter(|batch| batch.revision > revision);
         RecentEvents::Batches(newer.take(max_batches).cloned().collect())
     }
     fn stored(
@@ -140,43 +127,25 @@ impl History for Past {
                 return Err(KvError::Compacted);
             }
             let (mut batches, mut events, mut complete_to) = (Vec::new(), 0, up_to);
-            for batch in kept
-                .batches
-                .iter()
-                .filter(|batch| (start..=up_to).contains(&batch.revision))
-            {
+            for batch in kept.batches.iter().filter(|batch| (start..=up_to).contains(&batch.revision)) {
                 // The hub asks for 1000, which is more than these tests have.
                 if events >= limit.min(3) {
                     complete_to = batch.revision - 1;
                     break;
                 }
-                let of_range: Box<[Event]> = batch
-                    .events
-                    .iter()
-                    .filter(|e| range.contains(&e.key))
-                    .cloned()
-                    .collect();
+                let of_range: Box<[Event]> = batch.events.iter().filter(|e| range.contains(&e.key)).cloned().collect();
                 events += of_range.len();
                 if !of_range.is_empty() {
-                    batches.push(Arc::new(EventBatch {
-                        revision: batch.revision,
-                        events: of_range,
-                    }));
+                    batches.push(Arc::new(EventBatch { revision: batch.revision, events: of_range }));
                 }
             }
-            Ok(PastEvents {
-                batches,
-                complete_to,
-            })
+            Ok(PastEvents { batches, complete_to })
         })
     }
     fn previous_at_hand(&self, event: &Event) -> Option<Option<mvccpb::KeyValue>> {
         (!self.1.load(Ordering::SeqCst)).then(|| self.find_previous(event))
     }
-    fn previous<'a>(
-        &'a self,
-        event: &'a Event,
-    ) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>> {
+    fn previous<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<Option<mvccpb::KeyValue>, KvError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             Ok(self.find_previous(event))
@@ -227,11 +196,7 @@ impl Scene {
 
     fn client(&self) -> Client {
         let (stream, frames) = self.hub.open();
-        Client {
-            hub: self.hub.clone(),
-            stream,
-            frames,
-        }
+        Client { hub: self.hub.clone(), stream, frames }
     }
 
     /// Lets the hub do all it can.
@@ -243,18 +208,11 @@ impl Scene {
 }
 
 fn all() -> CreateRequest {
-    CreateRequest {
-        key: "a".into(),
-        range_end: "z".into(),
-        ..CreateRequest::default()
-    }
+    CreateRequest { key: "a".into(), range_end: "z".into(), ..CreateRequest::default() }
 }
 
 fn from(start_revision: i64) -> CreateRequest {
-    CreateRequest {
-        start_revision,
-        ..all()
-    }
+    CreateRequest { start_revision, ..all() }
 }
 
 impl Client {
@@ -263,12 +221,7 @@ impl Client {
     }
 
     async fn next(&mut self) -> WatchResponse {
-        let frame = self
-            .frames
-            .next()
-            .await
-            .expect("the stream goes on")
-            .expect("no error");
+        let frame = self.frames.next().await.expect("the stream goes on").expect("no error");
         let mut bytes = Vec::new();
         frame.encode(&self.hub.header(), &mut bytes);
         WatchResponse::decode(bytes.as_slice()).unwrap()
@@ -281,10 +234,7 @@ impl Client {
     async fn created(&mut self, request: CreateRequest) -> i64 {
         self.create(request);
         let answer = self.next().await;
-        assert!(
-            answer.created && !answer.canceled && answer.events.is_empty(),
-            "{answer:?}"
-        );
+        assert!(answer.created && !answer.canceled && answer.events.is_empty(), "{answer:?}");
         answer.watch_id
     }
 
@@ -298,15 +248,11 @@ impl Client {
 
 fn told(answer: &WatchResponse) -> Vec<(i64, String)> {
     let kvs = answer.events.iter().map(|event| event.kv.clone().unwrap());
-    kvs.map(|kv| (kv.mod_revision, String::from_utf8(kv.key.to_vec()).unwrap()))
-        .collect()
+    kvs.map(|kv| (kv.mod_revision, String::from_utf8(kv.key.to_vec()).unwrap())).collect()
 }
 
 fn list(expected: &[(i64, &str)]) -> Vec<(i64, String)> {
-    expected
-        .iter()
-        .map(|(revision, key)| (*revision, (*key).to_owned()))
-        .collect()
+    expected.iter().map(|(revision, key)| (*revision, (*key).to_owned())).collect()
 }
 
 #[tokio::test]
@@ -318,40 +264,13 @@ async fn from_now_on() {
     scene.commit(&[("b", Some("2")), ("c", None)]);
     let answer = client.next().await;
     let header = answer.header.clone().unwrap();
-    assert_eq!(
-        (
-            header.cluster_id,
-            header.member_id,
-            header.revision,
-            header.raft_term
-        ),
-        (7, 8, 3, 9)
-    );
+    assert_eq!((header.cluster_id, header.member_id, header.revision, header.raft_term), (7, 8, 3, 9));
     assert_eq!(told(&answer), list(&[(3, "b"), (3, "c")]));
     let put = answer.events[0].kv.clone().unwrap();
-    assert_eq!(
-        (
-            put.create_revision,
-            put.mod_revision,
-            put.version,
-            put.value.as_ref()
-        ),
-        (2, 3, 2, &b"2"[..])
-    );
+    assert_eq!((put.create_revision, put.mod_revision, put.version, put.value.as_ref()), (2, 3, 2, &b"2"[..]));
     // Of a delete only key and revision.
-    let delete = mvccpb::KeyValue {
-        key: "c".into(),
-        mod_revision: 3,
-        ..Default::default()
-    };
-    assert_eq!(
-        answer.events[1],
-        mvccpb::Event {
-            r#type: 1,
-            kv: Some(delete),
-            prev_kv: None
-        }
-    );
+    let delete = mvccpb::KeyValue { key: "c".into(), mod_revision: 3, ..Default::default() };
+    assert_eq!(answer.events[1], mvccpb::Event { r#type: 1, kv: Some(delete), prev_kv: None });
 }
 
 #[tokio::test]
@@ -401,23 +320,12 @@ async fn beyond_the_ring_the_tables_are_read() {
     past.0.lock().ring_after = 18;
     let scene = Scene::on(past);
     let mut client = scene.client();
-    client
-        .created(CreateRequest {
-            key: "c".into(),
-            start_revision: 1,
-            ..Default::default()
-        })
-        .await;
+    client.created(CreateRequest { key: "c".into(), start_revision: 1, ..Default::default() }).await;
     let mut seen = Vec::new();
     while seen.len() < 10 {
         seen.extend(client.events().await);
     }
-    assert_eq!(
-        seen,
-        (1..=10)
-            .map(|n| (2 * n + 1, "c".to_owned()))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(seen, (1..=10).map(|n| (2 * n + 1, "c".to_owned())).collect::<Vec<_>>());
     assert!(scene.past.0.lock().table_reads > 1);
     scene.commit(&[("c", Some("2"))]);
     assert_eq!(client.events().await, list(&[(22, "c")]));
@@ -455,14 +363,7 @@ async fn compacted_starts_are_canceled_after_created() {
     let id = client.created(from(2)).await;
     let answer = client.next().await;
     assert!(answer.canceled && !answer.created);
-    assert_eq!(
-        (
-            answer.watch_id,
-            answer.compact_revision,
-            answer.header.unwrap().revision
-        ),
-        (id, 3, 0)
-    );
+    assert_eq!((answer.watch_id, answer.compact_revision, answer.header.unwrap().revision), (id, 3, 0));
     // At the compacted revision itself history is whole.
     client.created(from(3)).await;
     assert_eq!(client.events().await, list(&[(3, "c"), (4, "d")]));
@@ -473,46 +374,17 @@ async fn compacted_starts_are_canceled_after_created() {
 async fn what_cannot_be_watched_is_created_and_canceled_with_id_minus_one() {
     let scene = Scene::new();
     let mut client = scene.client();
-    client
-        .created(CreateRequest {
-            watch_id: 5,
-            ..all()
-        })
-        .await;
+    client.created(CreateRequest { watch_id: 5, ..all() }).await;
     for (request, reason) in [
-        (
-            from(-1),
-            "etcdserver: mvcc: required revision has been compacted",
-        ),
-        (
-            CreateRequest {
-                range_end: "a".into(),
-                ..all()
-            },
-            "mvcc: watcher range is empty",
-        ),
-        (
-            CreateRequest {
-                range_end: "B".into(),
-                ..all()
-            },
-            "mvcc: watcher range is empty",
-        ),
-        (
-            CreateRequest {
-                watch_id: 5,
-                ..all()
-            },
-            "mvcc: duplicate watch ID provided on the WatchStream",
-        ),
+        (from(-1), "etcdserver: mvcc: required revision has been compacted"),
+        (CreateRequest { range_end: "a".into(), ..all() }, "mvcc: watcher range is empty"),
+        (CreateRequest { range_end: "B".into(), ..all() }, "mvcc: watcher range is empty"),
+        (CreateRequest { watch_id: 5, ..all() }, "mvcc: duplicate watch ID provided on the WatchStream"),
     ] {
         client.create(request);
         let answer = client.next().await;
         assert!(answer.created && answer.canceled);
-        assert_eq!(
-            (answer.watch_id, answer.cancel_reason.as_str()),
-            (-1, reason)
-        );
+        assert_eq!((answer.watch_id, answer.cancel_reason.as_str()), (-1, reason));
     }
 }
 
@@ -521,15 +393,7 @@ async fn ids_count_from_zero_and_pass_over_those_in_use() {
     let scene = Scene::new();
     let mut client = scene.client();
     assert_eq!(client.created(all()).await, 0);
-    assert_eq!(
-        client
-            .created(CreateRequest {
-                watch_id: 1,
-                ..all()
-            })
-            .await,
-        1
-    );
+    assert_eq!(client.created(CreateRequest { watch_id: 1, ..all() }).await, 1);
     assert_eq!(client.created(all()).await, 2);
     client.hub.cancel(&client.stream, 0);
     assert!(client.next().await.canceled);
@@ -542,19 +406,8 @@ async fn ids_count_from_zero_and_pass_over_those_in_use() {
 async fn the_empty_key_is_the_smallest_and_a_null_end_is_none() {
     let scene = Scene::new();
     let mut client = scene.client();
-    client
-        .created(CreateRequest {
-            range_end: Bytes::from_static(b"\0"),
-            ..Default::default()
-        })
-        .await;
-    client
-        .created(CreateRequest {
-            key: "c".into(),
-            range_end: Bytes::from_static(b"\0"),
-            ..Default::default()
-        })
-        .await;
+    client.created(CreateRequest { range_end: Bytes::from_static(b"\0"), ..Default::default() }).await;
+    client.created(CreateRequest { key: "c".into(), range_end: Bytes::from_static(b"\0"), ..Default::default() }).await;
     scene.commit(&[("b", Some("1"))]);
     let answer = client.next().await;
     assert_eq!((answer.watch_id, told(&answer)), (0, list(&[(2, "b")])));
@@ -582,35 +435,16 @@ async fn no_events_after_the_answer_to_cancel() {
 async fn filters() {
     let scene = Scene::new();
     let mut client = scene.client();
-    client
-        .created(CreateRequest {
-            no_put: true,
-            ..all()
-        })
-        .await;
-    client
-        .created(CreateRequest {
-            no_delete: true,
-            ..all()
-        })
-        .await;
-    client
-        .created(CreateRequest {
-            no_put: true,
-            no_delete: true,
-            ..all()
-        })
-        .await;
+    client.created(CreateRequest { no_put: true, ..all() }).await;
+    client.created(CreateRequest { no_delete: true, ..all() }).await;
+    client.created(CreateRequest { no_put: true, no_delete: true, ..all() }).await;
     scene.commit(&[("b", Some("1")), ("c", None)]);
     let mut seen = BTreeMap::new();
     for _ in 0..2 {
         let answer = client.next().await;
         seen.insert(answer.watch_id, told(&answer));
     }
-    assert_eq!(
-        seen,
-        BTreeMap::from([(0, list(&[(2, "c")])), (1, list(&[(2, "b")]))])
-    );
+    assert_eq!(seen, BTreeMap::from([(0, list(&[(2, "c")])), (1, list(&[(2, "b")]))]));
     scene.settle().await;
     assert!(client.nothing());
 }
@@ -621,12 +455,7 @@ async fn previous_values_at_hand_or_read() {
         let scene = Scene::new();
         scene.past.1.store(slow, Ordering::SeqCst);
         let (mut client, mut plain) = (scene.client(), scene.client());
-        client
-            .created(CreateRequest {
-                previous: true,
-                ..all()
-            })
-            .await;
+        client.created(CreateRequest { previous: true, ..all() }).await;
         plain.created(all()).await;
         scene.commit(&[("b", Some("1"))]);
         scene.commit(&[("b", Some("2"))]);
@@ -640,14 +469,9 @@ async fn previous_values_at_hand_or_read() {
         while without.len() < 4 {
             without.extend(plain.next().await.events);
         }
-        let previous: Vec<Option<(i64, Bytes)>> = events
-            .into_iter()
-            .map(|e| e.prev_kv.map(|kv| (kv.mod_revision, kv.value)))
-            .collect();
-        assert_eq!(
-            previous,
-            [None, Some((2, "1".into())), Some((3, "2".into())), None]
-        );
+        let previous: Vec<Option<(i64, Bytes)>> =
+            events.into_iter().map(|e| e.prev_kv.map(|kv| (kv.mod_revision, kv.value))).collect();
+        assert_eq!(previous, [None, Some((2, "1".into())), Some((3, "2".into())), None]);
         assert!(without.iter().all(|event| event.prev_kv.is_none()));
     }
 }
@@ -662,9 +486,7 @@ async fn watchers_of_a_range_share_the_encoded_events() {
     let mut parts = Vec::new();
     for client in [&mut one, &mut two] {
         let frame = client.frames.next().await.unwrap().unwrap();
-        let Content::Events { encoded, .. } = frame.content else {
-            panic!("{frame:?}")
-        };
+        let Content::Events { encoded, .. } = frame.content else { panic!("{frame:?}") };
         parts.push(encoded.as_ptr());
     }
     assert_eq!(parts[0], parts[1]);
@@ -675,18 +497,10 @@ async fn only_those_who_take_fragments_get_them() {
     let scene = Scene::new();
     let (mut whole, mut pieces) = (scene.client(), scene.client());
     whole.created(all()).await;
-    pieces
-        .created(CreateRequest {
-            fragment: true,
-            ..all()
-        })
-        .await;
+    pieces.created(CreateRequest { fragment: true, ..all() }).await;
     let value = "v".repeat(300);
     let keys: Vec<String> = (0..7).map(|n| format!("k{n}")).collect();
-    let changes: Vec<Change<'_>> = keys
-        .iter()
-        .map(|key| (key.as_str(), Some(value.as_str())))
-        .collect();
+    let changes: Vec<Change<'_>> = keys.iter().map(|key| (key.as_str(), Some(value.as_str()))).collect();
     scene.commit(&changes);
     assert_eq!(whole.next().await.events.len(), 7);
     let mut seen = Vec::new();
@@ -726,9 +540,8 @@ async fn a_client_that_does_not_take_its_events_gets_all_of_them_later() {
         assert_eq!(events.len() % 2, 0, "revisions stay whole");
         seen.extend(events);
     }
-    let expected: Vec<(i64, String)> = (2..22)
-        .flat_map(|revision| [(revision, "b".to_owned()), (revision, "c".to_owned())])
-        .collect();
+    let expected: Vec<(i64, String)> =
+        (2..22).flat_map(|revision| [(revision, "b".to_owned()), (revision, "c".to_owned())]).collect();
     assert_eq!(seen, expected);
     scene.settle().await;
     assert_eq!(scene.hub.statistics().behind, 0);
@@ -763,10 +576,7 @@ async fn after_the_state_was_replaced_watchers_catch_up_from_the_tables() {
     let mut by_id: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     while by_id.values().map(Vec::len).sum::<usize>() < 4 {
         let answer = client.next().await;
-        by_id
-            .entry(answer.watch_id)
-            .or_default()
-            .extend(told(&answer).iter().map(|(revision, _)| *revision));
+        by_id.entry(answer.watch_id).or_default().extend(told(&answer).iter().map(|(revision, _)| *revision));
     }
     assert_eq!(by_id, BTreeMap::from([(0, vec![7, 8, 9]), (1, vec![9])]));
 }
@@ -776,14 +586,8 @@ mod progress {
 
     async fn is_progress(client: &mut Client, id: i64, revision: i64) {
         let answer = client.next().await;
-        assert!(
-            answer.events.is_empty() && !answer.created && !answer.canceled,
-            "{answer:?}"
-        );
-        assert_eq!(
-            (answer.watch_id, answer.header.unwrap().revision),
-            (id, revision)
-        );
+        assert!(answer.events.is_empty() && !answer.created && !answer.canceled, "{answer:?}");
+        assert_eq!((answer.watch_id, answer.header.unwrap().revision), (id, revision));
     }
 
     #[tokio::test]
@@ -798,10 +602,7 @@ mod progress {
         assert_eq!(client.events().await, list(&[(2, "b")]));
         is_progress(&mut client, -1, 2).await;
         scene.settle().await;
-        assert!(
-            client.nothing(),
-            "requests that waited are answered together"
-        );
+        assert!(client.nothing(), "requests that waited are answered together");
         client.hub.request_progress(&client.stream);
         is_progress(&mut client, -1, 2).await;
     }
@@ -847,10 +648,7 @@ mod progress {
         scene.settle().await;
         assert!(client.nothing());
         scene.commit(&[("B", Some("1"))]);
-        client.create(CreateRequest {
-            progress_notify: true,
-            ..all()
-        });
+        client.create(CreateRequest { progress_notify: true, ..all() });
         client.hub.request_progress(&client.stream);
         client.hub.periodic_progress(&client.stream);
         assert_eq!(client.next().await.header.unwrap().revision, 2);
@@ -861,20 +659,9 @@ mod progress {
     async fn periodic_to_those_who_asked_and_had_no_events() {
         let scene = Scene::new();
         let mut client = scene.client();
-        client
-            .created(CreateRequest {
-                progress_notify: true,
-                ..all()
-            })
-            .await;
+        client.created(CreateRequest { progress_notify: true, ..all() }).await;
         client.created(all()).await;
-        client
-            .created(CreateRequest {
-                key: "Z".into(),
-                progress_notify: true,
-                ..Default::default()
-            })
-            .await;
+        client.created(CreateRequest { key: "Z".into(), progress_notify: true, ..Default::default() }).await;
         scene.commit(&[("b", Some("1"))]);
         client.events().await;
         client.events().await;
@@ -898,22 +685,13 @@ async fn closed_streams_leave_nothing_behind_and_a_stopped_hub_ends_the_others()
     let Client { stream, frames, .. } = one;
     drop(frames);
     stream.closed().await;
-    assert_eq!(
-        (
-            scene.hub.statistics().streams,
-            scene.hub.statistics().watchers
-        ),
-        (1, 1)
-    );
+    assert_eq!((scene.hub.statistics().streams, scene.hub.statistics().watchers), (1, 1));
     scene.hub.create(&stream, all());
     scene.commit(&[("b", Some("1"))]);
     assert_eq!(two.events().await.len(), 1);
     scene.hub.stop();
     let status = two.frames.next().await.unwrap().unwrap_err();
-    assert_eq!(
-        (status.code(), status.message()),
-        (tonic::Code::Unavailable, "etcdserver: server stopped")
-    );
+    assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, "etcdserver: server stopped"));
     let mut late = scene.client();
     assert!(late.frames.next().await.unwrap().is_err());
 }
@@ -921,14 +699,7 @@ async fn closed_streams_leave_nothing_behind_and_a_stopped_hub_ends_the_others()
 #[derive(Debug, Clone)]
 enum Step {
     Commit(Vec<(u8, bool)>),
-    Watch {
-        stream: usize,
-        low: u8,
-        high: u8,
-        back: i64,
-        previous: bool,
-        fragment: bool,
-    },
+    Watch { stream: usize, low: u8, high: u8, back: i64, previous: bool, fragment: bool },
     Read(usize),
     Progress(usize),
     Jump,
@@ -970,28 +741,17 @@ fn take(answer: &WatchResponse, watchers: &mut BTreeMap<i64, Expected>) {
         assert_eq!(answer.watch_id, -1);
         // Who is created later has not been told.
         for watcher in watchers.values_mut().filter(|watcher| watcher.created) {
-            assert!(
-                revision >= watcher.first - 1,
-                "progress {revision} before the start {}",
-                watcher.first
-            );
+            assert!(revision >= watcher.first - 1, "progress {revision} before the start {}", watcher.first);
             watcher.progress = watcher.progress.max(revision);
         }
         return;
     }
     let watcher = watchers.get_mut(&answer.watch_id).unwrap();
-    assert_ne!(
-        watcher.created, answer.created,
-        "created comes first, and once"
-    );
+    assert_ne!(watcher.created, answer.created, "created comes first, and once");
     watcher.created = true;
     for event in &answer.events {
         let at = event.kv.as_ref().unwrap().mod_revision;
-        assert!(
-            at > watcher.progress,
-            "an event of revision {at} after progress {}",
-            watcher.progress
-        );
+        assert!(at > watcher.progress, "an event of revision {at} after progress {}", watcher.progress);
         assert!(at <= revision);
         watcher.seen.push(event.clone());
     }

@@ -109,27 +109,15 @@ impl Watchers {
     }
 
     pub fn get(&self, key: WatcherKey) -> &Watcher {
-        self.all[key.0]
-            .as_ref()
-            .expect("invariant: keys in the indexes point at watchers")
+        self.all[key.0].as_ref().expect("invariant: keys in the indexes point at watchers")
     }
 
     pub fn get_mut(&mut self, key: WatcherKey) -> &mut Watcher {
-        self.all[key.0]
-            .as_mut()
-            .expect("invariant: keys in the indexes point at watchers")
+        self.all[key.0].as_mut().expect("invariant: keys in the indexes point at watchers")
     }
 
     pub fn open_stream(&mut self, key: StreamKey, outbox: Arc<Outbox>) {
-        self.streams.insert(
-            key,
-            WatchStream {
-                outbox,
-                ids: HashMap::new(),
-                next_id: 0,
-                progress_wanted: None,
-            },
-        );
+        self.streams.insert(key, WatchStream { outbox, ids: HashMap::new(), next_id: 0, progress_wanted: None });
     }
 
     /// The stream and all its watchers go.
@@ -184,9 +172,7 @@ impl Watchers {
     }
 
     fn take(&mut self, key: WatcherKey) -> Watcher {
-        let watcher = self.all[key.0]
-            .take()
-            .expect("invariant: keys in the indexes point at watchers");
+        let watcher = self.all[key.0].take().expect("invariant: keys in the indexes point at watchers");
         match watcher.place {
             Place::Synced => self.synced.remove(&watcher.range, key, watcher.previous),
             Place::Behind { .. } => {
@@ -202,10 +188,7 @@ impl Watchers {
     pub fn fall_back(&mut self, key: WatcherKey, next_revision: i64, waits_for_room: bool) {
         let watcher = self.get_mut(key);
         watcher.next_revision = watcher.next_revision.max(next_revision);
-        watcher.place = Place::Behind {
-            waits_for_room,
-            served: 0,
-        };
+        watcher.place = Place::Behind { waits_for_room, served: 0 };
         let (range, previous) = (watcher.range.clone(), watcher.previous);
         self.synced.remove(&range, key, previous);
         self.behind.insert(&range, key, previous);
@@ -227,11 +210,7 @@ impl Watchers {
         let next = self.revision + 1;
         let synced: Vec<WatcherKey> = (0..self.all.len())
             .map(WatcherKey)
-            .filter(|key| {
-                self.all[key.0]
-                    .as_ref()
-                    .is_some_and(|watcher| watcher.place == Place::Synced)
-            })
+            .filter(|key| self.all[key.0].as_ref().is_some_and(|watcher| watcher.place == Place::Synced))
             .collect();
         for key in synced {
             self.fall_back(key, next, false);
@@ -266,17 +245,12 @@ impl Watchers {
             let Some(wanted) = stream.progress_wanted else {
                 return false;
             };
-            let ready =
-                self.revision >= wanted && stream.ids.values().all(|key| self.is_current(*key));
+            let ready = self.revision >= wanted && stream.ids.values().all(|key| self.is_current(*key));
             if !ready {
                 return true;
             }
             if !stream.ids.is_empty() {
-                stream.outbox.push_control(Frame {
-                    watch_id: -1,
-                    revision: self.revision,
-                    content: Content::Progress,
-                });
+                stream.outbox.push_control(Frame { watch_id: -1, revision: self.revision, content: Content::Progress });
             }
             if let Some(stream) = self.streams.get_mut(key) {
                 stream.progress_wanted = None;

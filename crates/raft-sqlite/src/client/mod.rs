@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 pub use sql::{Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
 
-use crate::database::job::{ClosureJob, Effect, WriteContext};
+use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};
 use crate::error::{ReadError, WriteError};
 use crate::node::Node;
 use crate::page::Version;
@@ -24,10 +24,7 @@ pub struct Database {
 
 impl Database {
     pub(crate) fn new(node: Node, name: &str) -> Self {
-        Self {
-            node,
-            name: name.to_owned(),
-        }
+        Self { node, name: name.to_owned() }
     }
 
     /// Its name.
@@ -55,7 +52,7 @@ impl Database {
         E: Send + 'static,
     {
         let inner = &self.node.inner;
-        let (mut job, reply) = ClosureJob::new(closure);
+        let (mut job, reply) = ClosureJob::boxed(closure);
         if inner.storage.is_full() {
             return Err(WriteError::DiskFull);
         }
@@ -69,32 +66,22 @@ impl Database {
                 }
             }
         }
-        Err(WriteError::Rejected(format!(
-            "database {:?} was dropped at the same moment",
-            self.name
-        )))
+        Err(WriteError::Rejected(format!("database {:?} was dropped at the same moment", self.name)))
     }
 
     async fn finish<T, E>(
         &self,
-        reply: oneshot::Receiver<(
-            Option<Result<T, E>>,
-            Result<Effect, crate::database::job::Refusal>,
-        )>,
+        reply: oneshot::Receiver<JobReply<T, E>>,
     ) -> Result<T, WriteError<E>> {
         let leader = self.node.inner.leadership.borrow().leader;
-        let (result, outcome) = reply
-            .await
-            .map_err(|_| WriteError::Fatal("the writer has ended".into()))?;
+        let (result, outcome) = reply.await.map_err(|_| WriteError::Fatal("the writer has ended".into()))?;
         match outcome {
             Err(refusal) => return Err(refusal.into_error(leader)),
             Ok(Effect::Committed(_)) => {}
             Ok(Effect::None { term }) => {
                 let confirmed = self.node.inner.confirm().await.ok();
                 if confirmed.and_then(|confirmed| confirmed.own_term) != Some(term) {
-                    return Err(WriteError::NotLeader {
-                        leader: self.node.inner.leadership.borrow().leader,
-                    });
+                    return Err(WriteError::NotLeader { leader: self.node.inner.leadership.borrow().leader });
                 }
             }
         }
@@ -113,9 +100,7 @@ impl Database {
         if !now.writable_here {
             return Err(WriteError::NotLeader { leader: now.leader });
         }
-        let command = Command::CreateDatabase {
-            database: self.name.clone(),
-        };
+        let command = Command::CreateDatabase { database: self.name.clone() };
         let command = crate::consensus::types::CommandBytes(command.encode());
         match inner.raft.client_write(command).await {
             Ok(_) => {}
@@ -127,11 +112,7 @@ impl Database {
                 return Err(WriteError::NotLeader { leader: now.leader });
             }
         }
-        inner
-            .machine
-            .open_writers(now.term)
-            .await
-            .map_err(|error| WriteError::Rejected(error.to_string()))
+        inner.machine.open_writers(now.term).await.map_err(|error| WriteError::Rejected(error.to_string()))
     }
 
     /// Reads this node's committed state: `closure` runs on a reader thread with a read transaction open, at the version it is given.
@@ -148,10 +129,7 @@ impl Database {
         if let Some(why) = inner.machine.broken() {
             return Err(ReadError::Fatal(why));
         }
-        let state = inner
-            .machine
-            .database(&self.name)
-            .ok_or_else(|| ReadError::NoSuchDatabase(self.name.clone()))?;
+        let state = inner.machine.database(&self.name).ok_or_else(|| ReadError::NoSuchDatabase(self.name.clone()))?;
         let (sender, receiver) = oneshot::channel();
         let read = Box::new(move |opened: Result<(&rusqlite::Connection, Version), _>| {
             let _ = sender.send(opened.map(|(connection, version)| closure(connection, version)));
@@ -162,9 +140,7 @@ impl Database {
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
-            Err(_) => Err(ReadError::Fatal(
-                "the read panicked or the node stops".into(),
-            )),
+            Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
         }
     }
 
@@ -172,17 +148,9 @@ impl Database {
     ///
     /// # Errors
     /// [`ReadError::Timeout`] after `patience`.
-    pub async fn wait_for_version(
-        &self,
-        version: Version,
-        patience: Duration,
-    ) -> Result<(), ReadError> {
+    pub async fn wait_for_version(&self, version: Version, patience: Duration) -> Result<(), ReadError> {
         let machine = &self.node.inner.machine;
-        let reached = || {
-            machine
-                .database(&self.name)
-                .is_some_and(|state| state.replica.committed() >= version)
-        };
+        let reached = || machine.database(&self.name).is_some_and(|state| state.replica.committed() >= version);
         let mut applied = machine.applied_index();
         match tokio::time::timeout(patience, applied.wait_for(|_| reached())).await {
             Ok(Ok(_)) => Ok(()),

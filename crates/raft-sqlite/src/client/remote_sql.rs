@@ -71,26 +71,18 @@ pub(super) fn run_statement(
                 position += 1;
                 position
             }
-            name => prepared
-                .parameter_index(name)?
-                .ok_or_else(|| rusqlite::Error::InvalidParameterName(name.to_owned()))?,
+            name => {
+                prepared.parameter_index(name)?.ok_or_else(|| rusqlite::Error::InvalidParameterName(name.to_owned()))?
+            }
         };
         prepared.raw_bind_parameter(index, parameter(given.value.as_ref()))?;
     }
-    let columns: Vec<String> = prepared
-        .column_names()
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
+    let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
     let width = columns.len();
     let mut rows = Vec::new();
     let mut cursor = prepared.raw_query();
     while let Some(row) = cursor.next()? {
-        rows.push(
-            (0..width)
-                .map(|column| row.get(column))
-                .collect::<Result<Vec<Value>, _>>()?,
-        );
+        rows.push((0..width).map(|column| row.get(column)).collect::<Result<Vec<Value>, _>>()?);
     }
     drop(cursor);
     Ok(StatementResult {
@@ -102,11 +94,7 @@ pub(super) fn run_statement(
 
 fn sql_error(error: &rusqlite::Error, statement: usize) -> SqlError {
     let extended_code = error.sqlite_error().map_or(1, |error| error.extended_code);
-    SqlError {
-        extended_code,
-        message: error.to_string(),
-        statement,
-    }
+    SqlError { extended_code, message: error.to_string(), statement }
 }
 
 /// The leader's end.
@@ -125,31 +113,20 @@ impl CallHandler for SqlHandler {
         let node = self.node.clone();
         Box::pin(async move {
             let rejected = |text: String| encode_failure(&WriteError::Rejected(text));
-            let inner = node
-                .upgrade()
-                .ok_or_else(|| rejected("the node stops".into()))?;
-            let batch =
-                proto::SqlBatch::decode(payload).map_err(|error| rejected(error.to_string()))?;
+            let inner = node.upgrade().ok_or_else(|| rejected("the node stops".into()))?;
+            let batch = proto::SqlBatch::decode(payload).map_err(|error| rejected(error.to_string()))?;
             let database = Node { inner }.database(&batch.database);
             let statements = batch.statements;
             let results = database
                 .write(move |context| {
                     let run = |(index, statement)| {
-                        run_statement(context.connection(), statement)
-                            .map_err(|error| sql_error(&error, index))
+                        run_statement(context.connection(), statement).map_err(|error| sql_error(&error, index))
                     };
-                    statements
-                        .iter()
-                        .enumerate()
-                        .map(run)
-                        .collect::<Result<Vec<_>, SqlError>>()
+                    statements.iter().enumerate().map(run).collect::<Result<Vec<_>, SqlError>>()
                 })
                 .await
                 .map_err(|error| encode_failure(&error))?;
-            let version = database
-                .node()
-                .database_statistics(&batch.database)
-                .map_or(0, |now| now.version);
+            let version = database.node().database_statistics(&batch.database).map_or(0, |now| now.version);
             Ok(encode_reply(results, version))
         })
     }
@@ -164,9 +141,7 @@ fn encode_reply(results: Vec<StatementResult>, version: u64) -> Bytes {
                 .rows
                 .rows
                 .iter()
-                .map(|row| proto::SqlRow {
-                    values: row.iter().map(to_proto_value).collect(),
-                })
+                .map(|row| proto::SqlRow { values: row.iter().map(to_proto_value).collect() })
                 .collect(),
             rows_affected: result.rows_affected,
             last_insert_rowid: result.last_insert_rowid,
@@ -183,11 +158,7 @@ pub(super) fn decode_reply(bytes: &[u8]) -> Result<Vec<Executed>, prost::DecodeE
         last_insert_rowid: result.last_insert_rowid,
         rows: Rows {
             columns: result.columns,
-            rows: result
-                .rows
-                .into_iter()
-                .map(|row| row.values.into_iter().map(from_proto_value).collect())
-                .collect(),
+            rows: result.rows.into_iter().map(|row| row.values.into_iter().map(from_proto_value).collect()).collect(),
         },
         version,
     };
@@ -208,29 +179,17 @@ fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
     let message = match error {
         WriteError::Closure(error) => error.message.clone(),
         WriteError::TooLarge { limit_bytes } => limit_bytes.to_string(),
-        WriteError::OutcomeUnknown(why) | WriteError::Fatal(why) | WriteError::Rejected(why) => {
-            why.clone()
-        }
+        WriteError::OutcomeUnknown(why) | WriteError::Fatal(why) | WriteError::Rejected(why) => why.clone(),
         other => other.to_string(),
     };
-    Bytes::from(
-        proto::SqlFailure {
-            kind: kind.into(),
-            message,
-            extended_code,
-            statement,
-        }
-        .encode_to_vec(),
-    )
+    Bytes::from(proto::SqlFailure { kind: kind.into(), message, extended_code, statement }.encode_to_vec())
 }
 
 pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
     let failure = match proto::SqlFailure::decode(bytes) {
         Ok(failure) => failure,
         Err(error) => {
-            return WriteError::OutcomeUnknown(format!(
-                "the leader's error could not be read: {error}"
-            ));
+            return WriteError::OutcomeUnknown(format!("the leader's error could not be read: {error}"));
         }
     };
     match Kind::try_from(failure.kind) {
@@ -242,9 +201,7 @@ pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
         Ok(Kind::NotLeader) => WriteError::NotLeader { leader: None },
         Ok(Kind::Rejected) => WriteError::Rejected(failure.message),
         Ok(Kind::Overloaded) => WriteError::Overloaded,
-        Ok(Kind::TooLarge) => WriteError::TooLarge {
-            limit_bytes: failure.message.parse().unwrap_or(0),
-        },
+        Ok(Kind::TooLarge) => WriteError::TooLarge { limit_bytes: failure.message.parse().unwrap_or(0) },
         Ok(Kind::DiskFull) => WriteError::DiskFull,
         Ok(Kind::OutcomeUnknown) | Err(_) => WriteError::OutcomeUnknown(failure.message),
         Ok(Kind::Fatal) => WriteError::Fatal(failure.message),

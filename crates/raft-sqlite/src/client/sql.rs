@@ -35,10 +35,7 @@ pub struct Statement {
 impl Statement {
     /// A statement without parameters.
     pub fn new(sql: impl Into<String>) -> Self {
-        Self {
-            sql: sql.into(),
-            ..Self::default()
-        }
+        Self { sql: sql.into(), ..Self::default() }
     }
 
     /// Adds the next positional parameter (`?`).
@@ -60,15 +57,9 @@ impl Statement {
         let named = self.named.iter().map(|(name, value)| (name.clone(), value));
         let parameters = positional
             .chain(named)
-            .map(|(name, value)| proto::SqlParameter {
-                name,
-                value: Some(remote_sql::to_proto_value(value)),
-            })
+            .map(|(name, value)| proto::SqlParameter { name, value: Some(remote_sql::to_proto_value(value)) })
             .collect();
-        proto::SqlStatement {
-            sql: self.sql.clone(),
-            parameters,
-        }
+        proto::SqlStatement { sql: self.sql.clone(), parameters }
     }
 }
 
@@ -126,33 +117,24 @@ impl Database {
     ///
     /// # Cancellation
     /// Dropping the future leaves the outcome unknown.
-    pub async fn execute(
-        &self,
-        statement: impl Into<Statement>,
-    ) -> Result<Executed, WriteError<SqlError>> {
+    pub async fn execute(&self, statement: impl Into<Statement>) -> Result<Executed, WriteError<SqlError>> {
         let mut results = self.batch(vec![statement.into()]).await?;
-        results
-            .pop()
-            .ok_or_else(|| WriteError::OutcomeUnknown("the leader gave no result".into()))
+        results.pop().ok_or_else(|| WriteError::OutcomeUnknown("the leader gave no result".into()))
     }
 
     /// Runs statements in one transaction, on the leader: all of them take effect or none.
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub async fn batch(
-        &self,
-        statements: Vec<Statement>,
-    ) -> Result<Vec<Executed>, WriteError<SqlError>> {
+    pub async fn batch(&self, statements: Vec<Statement>) -> Result<Vec<Executed>, WriteError<SqlError>> {
         let batch = proto::SqlBatch {
             database: self.name().to_owned(),
             statements: statements.iter().map(Statement::to_proto).collect(),
         };
         let payload = Bytes::from(batch.encode_to_vec());
         match self.node().call_leader(remote_sql::HANDLER, payload).await {
-            Ok(reply) => remote_sql::decode_reply(&reply).map_err(|why| {
-                WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {why}"))
-            }),
+            Ok(reply) => remote_sql::decode_reply(&reply)
+                .map_err(|why| WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {why}"))),
             Err(CallError::Handler(error)) => Err(remote_sql::decode_failure(&error)),
             Err(CallError::OutcomeUnknown(why)) => Err(WriteError::OutcomeUnknown(why)),
             Err(CallError::NoLeader) => Err(WriteError::NotLeader { leader: None }),
@@ -172,9 +154,7 @@ impl Database {
         match consistency {
             ReadConsistency::Linearizable => self.node().linearize().await?,
             ReadConsistency::Local => {}
-            ReadConsistency::AtLeast(version) => {
-                self.wait_for_version(version, VERSION_PATIENCE).await?
-            }
+            ReadConsistency::AtLeast(version) => self.wait_for_version(version, VERSION_PATIENCE).await?,
         }
         let statement = statement.into().to_proto();
         self.read(move |connection, _| remote_sql::run_statement(connection, &statement))

@@ -9,8 +9,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
 use super::types::{
-    LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_membership, encode_membership,
-    log_id, term_of,
+    LogId, SnapshotMeta, StoredMembership, TypeConfig, decode_membership, encode_membership, log_id, term_of,
 };
 use crate::database::replica::LogPosition;
 use crate::state_machine::snapshot::{ReceivedSnapshot, materialise};
@@ -47,10 +46,7 @@ impl StateMachine {
 
 /// An openraft log id as our own.
 pub(crate) fn position(id: &LogId) -> LogPosition {
-    LogPosition {
-        term: term_of(id),
-        index: id.index,
-    }
+    LogPosition { term: term_of(id), index: id.index }
 }
 
 fn to_log_id(position: LogPosition) -> LogId {
@@ -61,10 +57,7 @@ fn stored_membership(record: &MembershipRecord) -> io::Result<StoredMembership> 
     if record.bytes.is_empty() {
         return Ok(StoredMembership::default());
     }
-    Ok(StoredMembership::new(
-        record.position.map(to_log_id),
-        decode_membership(&record.bytes)?,
-    ))
+    Ok(StoredMembership::new(record.position.map(to_log_id), decode_membership(&record.bytes)?))
 }
 
 /// A stored membership as our own record.
@@ -73,10 +66,7 @@ pub(crate) fn membership_record(stored: &StoredMembership) -> MembershipRecord {
         Some(_) => encode_membership(stored.membership()),
         None => Bytes::new(),
     };
-    MembershipRecord {
-        position: stored.log_id().as_ref().map(position),
-        bytes,
-    }
+    MembershipRecord { position: stored.log_id().as_ref().map(position), bytes }
 }
 
 fn meta(state: &PinnedState) -> io::Result<SnapshotMeta> {
@@ -97,20 +87,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let state = self
-            .state
-            .take()
-            .ok_or_else(|| io::Error::other("a snapshot builder is used once"))?;
+        let state = self.state.take().ok_or_else(|| io::Error::other("a snapshot builder is used once"))?;
         let meta = meta(&state)?;
         let copy = state.again();
         if let Err(error) = self.machine.checkpoint(state).await {
             // Nothing is lost: the log is kept until a later checkpoint goes through.
             tracing::error!(%error, "the checkpoint failed; the log is kept, and the next checkpoint tries again");
         }
-        Ok(Snapshot {
-            meta,
-            snapshot: SnapshotData::Pinned(PinnedSnapshot(copy)),
-        })
+        Ok(Snapshot { meta, snapshot: SnapshotData::Pinned(PinnedSnapshot(copy)) })
     }
 }
 
@@ -134,12 +118,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     self.machine.apply_blank(position);
                     CommandOutcome::Done
                 }
-                EntryPayload::Normal(command) => {
-                    self.machine.apply_command(position, command.0).await?
-                }
+                EntryPayload::Normal(command) => self.machine.apply_command(position, command.0).await?,
                 EntryPayload::Membership(membership) => {
-                    self.machine
-                        .apply_membership(position, encode_membership(&membership));
+                    self.machine.apply_membership(position, encode_membership(&membership));
                     CommandOutcome::Done
                 }
             };
@@ -151,21 +132,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        Checkpointer {
-            machine: self.machine.clone(),
-            state: Some(self.machine.pin()),
-        }
+        Checkpointer { machine: self.machine.clone(), state: Some(self.machine.pin()) }
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        snapshot: SnapshotData,
-    ) -> Result<(), io::Error> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let Some(last) = &meta.last_log_id else {
-            return Err(io::Error::other(
-                "a snapshot without a log id cannot be installed",
-            ));
+            return Err(io::Error::other("a snapshot without a log id cannot be installed"));
         };
         let received = match snapshot {
             SnapshotData::Received(ReceivedFiles(received)) => received,
@@ -177,11 +149,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
         };
         self.machine
-            .install(
-                position(last),
-                membership_record(&meta.last_membership),
-                received,
-            )
+            .install(position(last), membership_record(&meta.last_membership), received)
             .await
             .map_err(io::Error::other)
     }
@@ -191,9 +159,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if state.position.is_none() {
             return Ok(None);
         }
-        Ok(Some(Snapshot {
-            meta: meta(&state)?,
-            snapshot: SnapshotData::Pinned(PinnedSnapshot(state)),
-        }))
+        Ok(Some(Snapshot { meta: meta(&state)?, snapshot: SnapshotData::Pinned(PinnedSnapshot(state)) }))
     }
 }

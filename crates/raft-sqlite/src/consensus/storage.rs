@@ -18,8 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::types::{
-    LogId, RaftEntry, TypeConfig, Vote, decode_vote, encode_vote, from_log_parts, log_id, term_of,
-    to_log_entry,
+    LogId, RaftEntry, TypeConfig, Vote, decode_vote, encode_vote, from_log_parts, log_id, term_of, to_log_entry,
 };
 use crate::log::{Entry, EntryId, Log, LogError};
 
@@ -49,21 +48,14 @@ struct Stalled {
 
 impl Stalled {
     fn last(&self) -> Option<EntryId> {
-        self.appends
-            .back()
-            .and_then(|(entries, _)| entries.last())
-            .map(|entry| entry.id)
+        self.appends.back().and_then(|(entries, _)| entries.last()).map(|entry| entry.id)
     }
 }
 
 impl LogStorage {
     /// `checkpointed`: the index up to which entries may be purged, moved forward by the state machine.
     pub fn new(log: Log, checkpointed: Arc<AtomicU64>) -> Self {
-        Self {
-            log,
-            checkpointed,
-            stalled: Arc::default(),
-        }
+        Self { log, checkpointed, stalled: Arc::default() }
     }
 
     /// Whether entries wait for room on the disk.
@@ -102,9 +94,7 @@ impl LogStorage {
         });
         match result {
             Ok(()) => Ok(None),
-            Err(LogError::DiskFull { .. }) => {
-                Ok(slot.lock().take().map(|callback| (entries, callback)))
-            }
+            Err(LogError::DiskFull { .. }) => Ok(slot.lock().take().map(|callback| (entries, callback))),
             Err(error) => Err(to_io(error)),
         }
     }
@@ -112,9 +102,7 @@ impl LogStorage {
     fn spawn_retry(&self) {
         let storage = self.clone();
         tokio::spawn(async move {
-            tracing::error!(
-                "no space is left for the log: entries are kept in memory, unacknowledged, until there is"
-            );
+            tracing::error!("no space is left for the log: entries are kept in memory, unacknowledged, until there is");
             loop {
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 match storage.retry() {
@@ -134,10 +122,7 @@ impl LogStorage {
 }
 
 fn entry_id(id: &LogId) -> EntryId {
-    EntryId {
-        term: term_of(id),
-        index: id.index,
-    }
+    EntryId { term: term_of(id), index: id.index }
 }
 
 fn to_log_id(id: EntryId) -> LogId {
@@ -149,14 +134,10 @@ fn to_io(error: LogError) -> io::Error {
 }
 
 /// Runs one operation of the log and waits until it is on disk.
-async fn wait_synced(
-    start: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Result<(), LogError>,
-) -> io::Result<()> {
+async fn wait_synced(start: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Result<(), LogError>) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     start(sender).map_err(to_io)?;
-    receiver
-        .await
-        .map_err(|_| io::Error::other("the log's writer thread has ended"))?
+    receiver.await.map_err(|_| io::Error::other("the log's writer thread has ended"))?
 }
 
 impl RaftLogReader<TypeConfig> for LogStorage {
@@ -181,11 +162,7 @@ impl RaftLogReader<TypeConfig> for LogStorage {
         self.log.vote().map(|bytes| decode_vote(&bytes)).transpose()
     }
 
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<RaftEntry>, io::Error> {
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
         self.read(start, end, Some(MAX_REPLICATION_BYTES))
     }
 }
@@ -195,20 +172,11 @@ impl LogStorage {
         let mut entries = {
             let stalled = self.stalled.lock();
             let mut entries = self.log.read(start..end, max_bytes).map_err(to_io)?;
-            let next = self
-                .log
-                .state()
-                .last
-                .map_or(0, |last| last.index + 1)
-                .max(start);
+            let next = self.log.state().last.map_or(0, |last| last.index + 1).max(start);
             let whole = entries.last().map_or(start, |last| last.id.index + 1) >= next;
             if whole {
                 let waiting = stalled.appends.iter().flat_map(|(entries, _)| entries);
-                entries.extend(
-                    waiting
-                        .filter(|entry| entry.id.index >= next && entry.id.index < end)
-                        .cloned(),
-                );
+                entries.extend(waiting.filter(|entry| entry.id.index >= next && entry.id.index < end).cloned());
             }
             entries
         };
@@ -228,10 +196,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let state = self.log.state();
         let last_purged_log_id = state.purged.map(to_log_id);
         let last_log_id = stalled.or(state.last).map(to_log_id).or(last_purged_log_id);
-        Ok(LogState {
-            last_purged_log_id,
-            last_log_id,
-        })
+        Ok(LogState { last_purged_log_id, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -257,32 +222,19 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         // Rides along with batches of entries without a sync of its own: it may name less than was committed, and a torn tail may
         // have taken entries that it names (they were never acknowledged by this node).
         let last = self.log.state().last;
-        let committed = self
-            .log
-            .committed()
-            .filter(|committed| last.is_some_and(|last| committed.index <= last.index));
+        let committed = self.log.committed().filter(|committed| last.is_some_and(|last| committed.index <= last.index));
         Ok(committed.map(to_log_id))
     }
 
-    async fn append<I>(
-        &mut self,
-        entries: I,
-        callback: IOFlushed<TypeConfig>,
-    ) -> Result<(), io::Error>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<Entry> = entries
-            .into_iter()
-            .map(|entry| to_log_entry(&entry))
-            .collect();
+        let entries: Vec<Entry> = entries.into_iter().map(|entry| to_log_entry(&entry)).collect();
         let mut stalled = self.stalled.lock();
-        let refused = if stalled.appends.is_empty() {
-            self.append_now(entries, callback)?
-        } else {
-            Some((entries, callback))
-        };
+        let refused =
+            if stalled.appends.is_empty() { self.append_now(entries, callback)? } else { Some((entries, callback)) };
         if let Some(refused) = refused {
             stalled.appends.push_back(refused);
             if !std::mem::replace(&mut stalled.retrying, true) {
@@ -306,10 +258,9 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             }
         }
         wait_synced(|done| {
-            self.log
-                .truncate_after(last_log_id.map(|id| id.index), move |result| {
-                    let _ = done.send(result);
-                })
+            self.log.truncate_after(last_log_id.map(|id| id.index), move |result| {
+                let _ = done.send(result);
+            })
         })
         .await
     }
@@ -320,12 +271,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             entry_id(&upto)
         } else {
             // INV-PURGE-AFTER-CHECKPOINT
-            let Some(entry) = self
-                .log
-                .read(checkpointed..checkpointed + 1, None)
-                .map_err(to_io)?
-                .pop()
-            else {
+            let Some(entry) = self.log.read(checkpointed..checkpointed + 1, None).map_err(to_io)?.pop() else {
                 return Ok(());
             };
             entry.id

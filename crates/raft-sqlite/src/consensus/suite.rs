@@ -26,9 +26,7 @@ impl Proposer for NoProposer {
 struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStorage, StateMachine, tempfile::TempDir> for Builder {
-    async fn build(
-        &self,
-    ) -> Result<(tempfile::TempDir, LogStorage, StateMachine), StorageError<TypeConfig>> {
+    async fn build(&self) -> Result<(tempfile::TempDir, LogStorage, StateMachine), StorageError<TypeConfig>> {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::open(&folder.path().join("log"), &LogOptions::default()).unwrap();
         let machine = Machine::open(MachineSetup {

@@ -16,8 +16,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
-    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -31,8 +31,7 @@ use crate::network::proto;
 use crate::state_machine::snapshot::{Chunk, Outgoing};
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
-type AppendResults<'a> =
-    BoxStream<'a, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+type AppendResults<'a> = BoxStream<'a, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
 /// Chunks of a snapshot made ahead of the network.
 const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
@@ -47,10 +46,7 @@ pub struct Transport {
 
 impl Transport {
     pub fn new(channels: Channels, answer_timeout: Duration) -> Self {
-        Self {
-            channels,
-            answer_timeout,
-        }
+        Self { channels, answer_timeout }
     }
 
     fn peer(&self, target: u64, node: &PeerNode, purpose: Purpose) -> Peer {
@@ -95,18 +91,10 @@ pub struct Peer {
 
 impl Peer {
     fn client(&self) -> Result<Client, RPCError<TypeConfig>> {
-        let url = self
-            .urls
-            .get(self.next_url % self.urls.len().max(1))
-            .ok_or_else(|| {
-                unreachable(&io::Error::other(format!(
-                    "member {:016x} has no peer address",
-                    self.target
-                )))
-            })?;
-        self.channels
-            .client(self.target, url, self.purpose)
-            .map_err(|text| unreachable(&io::Error::other(text)))
+        let url = self.urls.get(self.next_url % self.urls.len().max(1)).ok_or_else(|| {
+            unreachable(&io::Error::other(format!("member {:016x} has no peer address", self.target)))
+        })?;
+        self.channels.client(self.target, url, self.purpose).map_err(|text| unreachable(&io::Error::other(text)))
     }
 
     /// One call with a time-out.
@@ -117,9 +105,7 @@ impl Peer {
     ) -> Result<T, RPCError<TypeConfig>> {
         let answer = match tokio::time::timeout(timeout, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(tonic::Status::deadline_exceeded(
-                "the peer did not answer in time",
-            )),
+            Err(_) => Err(tonic::Status::deadline_exceeded("the peer did not answer in time")),
         };
         match answer {
             Ok(response) => Ok(response.into_inner()),
@@ -137,11 +123,7 @@ fn unreachable(error: &io::Error) -> RPCError<TypeConfig> {
 
 /// A peer that does not answer is left alone for a while (back-off); one that answers with an error is asked again.
 fn from_status(status: &tonic::Status, target: u64) -> RPCError<TypeConfig> {
-    let error = io::Error::other(format!(
-        "member {target:016x}: {}: {}",
-        status.code(),
-        status.message()
-    ));
+    let error = io::Error::other(format!("member {target:016x}: {}: {}", status.code(), status.message()));
     match status.code() {
         tonic::Code::FailedPrecondition => {
             tracing::warn!("{error}");
@@ -166,9 +148,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
         let message = wire::to_append(&request);
-        let answer = self
-            .call(self.answer_timeout, client.heartbeat(message))
-            .await?;
+        let answer = self.call(self.answer_timeout, client.heartbeat(message)).await?;
         wire::from_append_response(answer).map_err(undecodable)
     }
 
@@ -217,12 +197,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        let answer = self
-            .call(
-                self.answer_timeout,
-                client.vote(wire::to_vote_request(&request)),
-            )
-            .await?;
+        let answer = self.call(self.answer_timeout, client.vote(wire::to_vote_request(&request))).await?;
         wire::from_vote_response(answer).map_err(undecodable)
     }
 
@@ -232,12 +207,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        let answer = self
-            .call(
-                self.answer_timeout,
-                client.pre_vote(wire::to_vote_request(&request)),
-            )
-            .await?;
+        let answer = self.call(self.answer_timeout, client.pre_vote(wire::to_vote_request(&request))).await?;
         wire::from_vote_response(answer).map_err(undecodable)
     }
 
@@ -259,20 +229,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let header = proto::SnapshotHeader {
             vote: Some(wire::to_vote(&vote)),
             last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::to_log_id),
-            membership_log_id: snapshot
-                .meta
-                .last_membership
-                .log_id()
-                .as_ref()
-                .map(wire::to_log_id),
+            membership_log_id: snapshot.meta.last_membership.log_id().as_ref().map(wire::to_log_id),
             membership: encode_membership(snapshot.meta.last_membership.membership()),
             databases: state.databases.len() as u32,
         };
         let (chunks, receiver) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
         let reader = tokio::task::spawn_blocking(move || {
-            let header = proto::SnapshotChunk {
-                chunk: Some(proto::snapshot_chunk::Chunk::Header(header)),
-            };
+            let header = proto::SnapshotChunk { chunk: Some(proto::snapshot_chunk::Chunk::Header(header)) };
             if chunks.blocking_send(header).is_err() {
                 return;
             }
@@ -298,8 +261,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         reader.abort();
         match answer {
             Ok(answer) => {
-                let vote = wire::from_vote(answer.into_inner().vote)
-                    .map_err(|e| StreamingError::from(undecodable(e)))?;
+                let vote =
+                    wire::from_vote(answer.into_inner().vote).map_err(|e| StreamingError::from(undecodable(e)))?;
                 Ok(SnapshotResponse::new(vote))
             }
             Err(status) => Err(StreamingError::from(from_status(&status, self.target))),
@@ -313,56 +276,30 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
         let from_leader = *request.from_leader();
-        let answer = self
-            .call(
-                self.answer_timeout,
-                client.transfer_leader(wire::to_transfer(&request)),
-            )
-            .await?;
+        let answer = self.call(self.answer_timeout, client.transfer_leader(wire::to_transfer(&request))).await?;
         if answer.accepted {
             return Ok(Ok(()));
         }
-        tracing::warn!(
-            target = self.target,
-            "the peer did not take over the leadership: {}",
-            answer.reason
-        );
-        Ok(Err(TransferLeaderError::VoteChanged {
-            expected: from_leader,
-            actual: from_leader,
-        }))
+        tracing::warn!(target = self.target, "the peer did not take over the leadership: {}", answer.reason);
+        Ok(Err(TransferLeaderError::VoteChanged { expected: from_leader, actual: from_leader }))
     }
 }
 
 fn to_chunk(chunk: Chunk) -> proto::SnapshotChunk {
     use proto::snapshot_chunk::Chunk as Wire;
     let chunk = match chunk {
-        Chunk::Begin {
-            name,
-            page_size,
-            page_count,
-            version,
-            state_hash,
-        } => Wire::Begin(proto::SnapshotDatabaseBegin {
-            name,
-            page_size,
-            page_count,
-            version,
-            state_hash: bytes::Bytes::copy_from_slice(&state_hash.to_le_bytes()),
-        }),
-        Chunk::Pages {
-            first_page,
-            page_count,
-            images,
-            lz4,
-            crc32c,
-        } => Wire::Pages(proto::SnapshotPages {
-            first_page,
-            page_count,
-            images,
-            lz4,
-            crc32c,
-        }),
+        Chunk::Begin { name, page_size, page_count, version, state_hash } => {
+            Wire::Begin(proto::SnapshotDatabaseBegin {
+                name,
+                page_size,
+                page_count,
+                version,
+                state_hash: bytes::Bytes::copy_from_slice(&state_hash.to_le_bytes()),
+            })
+        }
+        Chunk::Pages { first_page, page_count, images, lz4, crc32c } => {
+            Wire::Pages(proto::SnapshotPages { first_page, page_count, images, lz4, crc32c })
+        }
         Chunk::End => Wire::End(proto::SnapshotDatabaseEnd {}),
     };
     proto::SnapshotChunk { chunk: Some(chunk) }
@@ -393,9 +330,7 @@ impl SendTimes {
                     match oldest {
                         None => last_progress = Instant::now(),
                         Some(oldest) if oldest.max(last_progress).elapsed() > timeout => {
-                            return Some(Err(tonic::Status::deadline_exceeded(
-                                "the peer does not answer appends",
-                            )));
+                            return Some(Err(tonic::Status::deadline_exceeded("the peer does not answer appends")));
                         }
                         Some(_) => {}
                     }

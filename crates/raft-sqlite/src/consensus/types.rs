@@ -71,10 +71,7 @@ pub const KIND_MEMBERSHIP: u8 = 2;
 
 /// A log id from its numbers.
 pub fn log_id(term: u64, index: u64) -> LogId {
-    LogId::new(
-        openraft::vote::RaftLeaderId::to_committed(&LeaderId { term, voted_for: 0 }),
-        index,
-    )
+    LogId::new(openraft::vote::RaftLeaderId::to_committed(&LeaderId { term, voted_for: 0 }), index)
 }
 
 /// The term of a log id.
@@ -93,15 +90,9 @@ struct MembershipJson {
 pub fn encode_membership(membership: &Membership) -> Bytes {
     let json = MembershipJson {
         voters: membership.get_joint_config().clone(),
-        nodes: membership
-            .nodes()
-            .map(|(id, node)| (*id, node.clone()))
-            .collect(),
+        nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
     };
-    Bytes::from(
-        serde_json::to_vec(&json)
-            .expect("invariant: a membership has string keys and plain values"),
-    )
+    Bytes::from(serde_json::to_vec(&json).expect("invariant: a membership has string keys and plain values"))
 }
 
 /// Reads what [`encode_membership`] wrote.
@@ -109,13 +100,12 @@ pub fn encode_membership(membership: &Membership) -> Bytes {
 /// # Errors
 /// `InvalidData` when the bytes are not a membership.
 pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership> {
-    let json: MembershipJson = serde_json::from_slice(bytes)
-        .map_err(|error| invalid(format!("not a membership: {error}")))?;
+    let json: MembershipJson =
+        serde_json::from_slice(bytes).map_err(|error| invalid(format!("not a membership: {error}")))?;
     if json.voters.is_empty() && json.nodes.is_empty() {
         return Ok(Membership::default());
     }
-    Membership::new(json.voters, json.nodes)
-        .map_err(|error| invalid(format!("membership refused: {error}")))
+    Membership::new(json.voters, json.nodes).map_err(|error| invalid(format!("membership refused: {error}")))
 }
 
 /// An openraft entry as a log record.
@@ -126,14 +116,7 @@ pub fn to_log_entry(entry: &RaftEntry) -> log::Entry {
         EntryPayload::Normal(command) => (KIND_COMMAND, command.0.clone()),
         EntryPayload::Membership(membership) => (KIND_MEMBERSHIP, encode_membership(membership)),
     };
-    log::Entry {
-        id: log::EntryId {
-            term: term_of(&id),
-            index: id.index,
-        },
-        kind,
-        payload,
-    }
+    log::Entry { id: log::EntryId { term: term_of(&id), index: id.index }, kind, payload }
 }
 
 /// A log record as an openraft entry.
@@ -168,17 +151,9 @@ pub fn encode_vote(vote: &Vote) -> [u8; 17] {
 /// # Errors
 /// `InvalidData` when the length is not 17 bytes.
 pub fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
-    let bytes: &[u8; 17] = bytes
-        .try_into()
-        .map_err(|_| invalid(format!("a vote has 17 bytes, this one {}", bytes.len())))?;
-    let number = |range: std::ops::Range<usize>| {
-        u64::from_le_bytes(bytes[range].try_into().expect("invariant: eight bytes"))
-    };
-    Ok(Vote {
-        leader_id: LeaderId {
-            term: number(0..8),
-            voted_for: number(8..16),
-        },
-        committed: bytes[16] != 0,
-    })
+    let bytes: &[u8; 17] =
+        bytes.try_into().map_err(|_| invalid(format!("a vote has 17 bytes, this one {}", bytes.len())))?;
+    let number =
+        |range: std::ops::Range<usize>| u64::from_le_bytes(bytes[range].try_into().expect("invariant: eight bytes"));
+    Ok(Vote { leader_id: LeaderId { term: number(0..8), voted_for: number(8..16) }, committed: bytes[16] != 0 })
 }

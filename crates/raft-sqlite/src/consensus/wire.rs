@@ -3,40 +3,25 @@
 use std::io;
 
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
 };
 
-use super::types::{
-    LeaderId, LogId, RaftEntry, TypeConfig, Vote, from_log_parts, log_id, term_of, to_log_entry,
-};
+use super::types::{LeaderId, LogId, RaftEntry, TypeConfig, Vote, from_log_parts, log_id, term_of, to_log_entry};
 use crate::network::proto;
 use crate::state_machine::invalid;
 
 pub fn to_vote(vote: &Vote) -> proto::BallotVote {
-    proto::BallotVote {
-        term: vote.leader_id.term,
-        node_id: vote.leader_id.voted_for,
-        committed: vote.committed,
-    }
+    proto::BallotVote { term: vote.leader_id.term, node_id: vote.leader_id.voted_for, committed: vote.committed }
 }
 
 pub fn from_vote(vote: Option<proto::BallotVote>) -> io::Result<Vote> {
     let vote = vote.ok_or_else(|| invalid("a peer message has no vote".into()))?;
-    Ok(Vote {
-        leader_id: LeaderId {
-            term: vote.term,
-            voted_for: vote.node_id,
-        },
-        committed: vote.committed,
-    })
+    Ok(Vote { leader_id: LeaderId { term: vote.term, voted_for: vote.node_id }, committed: vote.committed })
 }
 
 pub fn to_log_id(id: &LogId) -> proto::LogId {
-    proto::LogId {
-        term: term_of(id),
-        index: id.index,
-    }
+    proto::LogId { term: term_of(id), index: id.index }
 }
 
 pub fn from_log_id(id: proto::LogId) -> LogId {
@@ -46,21 +31,15 @@ pub fn from_log_id(id: proto::LogId) -> LogId {
 fn to_entry(entry: &RaftEntry) -> proto::LogEntry {
     let entry = to_log_entry(entry);
     proto::LogEntry {
-        id: Some(proto::LogId {
-            term: entry.id.term,
-            index: entry.id.index,
-        }),
+        id: Some(proto::LogId { term: entry.id.term, index: entry.id.index }),
         kind: u32::from(entry.kind),
         payload: entry.payload,
     }
 }
 
 fn from_entry(entry: proto::LogEntry) -> io::Result<RaftEntry> {
-    let id = entry
-        .id
-        .ok_or_else(|| invalid("a log entry has no id".into()))?;
-    let kind = u8::try_from(entry.kind)
-        .map_err(|_| invalid(format!("a log entry has the kind {}", entry.kind)))?;
+    let id = entry.id.ok_or_else(|| invalid("a log entry has no id".into()))?;
+    let kind = u8::try_from(entry.kind).map_err(|_| invalid(format!("a log entry has the kind {}", entry.kind)))?;
     from_log_parts(id.term, id.index, kind, entry.payload)
 }
 
@@ -77,11 +56,7 @@ pub fn from_append(request: proto::AppendRequest) -> io::Result<AppendEntriesReq
     Ok(AppendEntriesRequest {
         vote: from_vote(request.vote)?,
         prev_log_id: request.previous.map(from_log_id),
-        entries: request
-            .entries
-            .into_iter()
-            .map(from_entry)
-            .collect::<io::Result<_>>()?,
+        entries: request.entries.into_iter().map(from_entry).collect::<io::Result<_>>()?,
         leader_commit: request.leader_commit.map(from_log_id),
     })
 }
@@ -91,20 +66,12 @@ pub fn to_append_result(result: StreamAppendResult<TypeConfig>) -> proto::Append
     let (outcome, log_id, vote) = match &result {
         Ok(matching) => (Outcome::Success, matching.as_ref().map(to_log_id), None),
         Err(StreamAppendError::Conflict(at)) => (Outcome::Conflict, Some(to_log_id(at)), None),
-        Err(StreamAppendError::HigherVote(vote)) => {
-            (Outcome::HigherVote, None, Some(to_vote(vote)))
-        }
+        Err(StreamAppendError::HigherVote(vote)) => (Outcome::HigherVote, None, Some(to_vote(vote))),
     };
-    proto::AppendResponse {
-        outcome: outcome.into(),
-        log_id,
-        vote,
-    }
+    proto::AppendResponse { outcome: outcome.into(), log_id, vote }
 }
 
-pub fn from_append_result(
-    response: proto::AppendResponse,
-) -> io::Result<StreamAppendResult<TypeConfig>> {
+pub fn from_append_result(response: proto::AppendResponse) -> io::Result<StreamAppendResult<TypeConfig>> {
     use proto::append_response::Outcome;
     let at = response.log_id.map(from_log_id);
     match Outcome::try_from(response.outcome) {
@@ -113,13 +80,8 @@ pub fn from_append_result(
             let at = at.ok_or_else(|| invalid("a conflict without a log id".into()))?;
             Ok(Err(StreamAppendError::Conflict(at)))
         }
-        Ok(Outcome::HigherVote) => Ok(Err(StreamAppendError::HigherVote(from_vote(
-            response.vote,
-        )?))),
-        Err(_) => Err(invalid(format!(
-            "an append was answered with the unknown outcome {}",
-            response.outcome
-        ))),
+        Ok(Outcome::HigherVote) => Ok(Err(StreamAppendError::HigherVote(from_vote(response.vote)?))),
+        Err(_) => Err(invalid(format!("an append was answered with the unknown outcome {}", response.outcome))),
     }
 }
 
@@ -129,24 +91,14 @@ pub fn to_append_response(response: AppendEntriesResponse<TypeConfig>) -> proto:
     use proto::append_response::Outcome;
     let (outcome, log_id, vote) = match response {
         AppendEntriesResponse::Success => (Outcome::Success, None, None),
-        AppendEntriesResponse::PartialSuccess(matching) => {
-            (Outcome::Success, matching.as_ref().map(to_log_id), None)
-        }
+        AppendEntriesResponse::PartialSuccess(matching) => (Outcome::Success, matching.as_ref().map(to_log_id), None),
         AppendEntriesResponse::Conflict => (Outcome::Conflict, None, None),
-        AppendEntriesResponse::HigherVote(vote) => {
-            (Outcome::HigherVote, None, Some(to_vote(&vote)))
-        }
+        AppendEntriesResponse::HigherVote(vote) => (Outcome::HigherVote, None, Some(to_vote(&vote))),
     };
-    proto::AppendResponse {
-        outcome: outcome.into(),
-        log_id,
-        vote,
-    }
+    proto::AppendResponse { outcome: outcome.into(), log_id, vote }
 }
 
-pub fn from_append_response(
-    response: proto::AppendResponse,
-) -> io::Result<AppendEntriesResponse<TypeConfig>> {
+pub fn from_append_response(response: proto::AppendResponse) -> io::Result<AppendEntriesResponse<TypeConfig>> {
     use proto::append_response::Outcome;
     match Outcome::try_from(response.outcome) {
         Ok(Outcome::Success) => Ok(match response.log_id {
@@ -155,10 +107,7 @@ pub fn from_append_response(
         }),
         Ok(Outcome::Conflict) => Ok(AppendEntriesResponse::Conflict),
         Ok(Outcome::HigherVote) => Ok(AppendEntriesResponse::HigherVote(from_vote(response.vote)?)),
-        Err(_) => Err(invalid(format!(
-            "an append was answered with the unknown outcome {}",
-            response.outcome
-        ))),
+        Err(_) => Err(invalid(format!("an append was answered with the unknown outcome {}", response.outcome))),
     }
 }
 
@@ -171,10 +120,7 @@ pub fn to_vote_request(request: &VoteRequest<TypeConfig>) -> proto::VoteRequest 
 }
 
 pub fn from_vote_request(request: proto::VoteRequest) -> io::Result<VoteRequest<TypeConfig>> {
-    let mut vote = VoteRequest::new(
-        from_vote(request.vote)?,
-        request.last_log_id.map(from_log_id),
-    );
+    let mut vote = VoteRequest::new(from_vote(request.vote)?, request.last_log_id.map(from_log_id));
     vote.leadership_transfer = request.leadership_transfer;
     Ok(vote)
 }
@@ -188,11 +134,7 @@ pub fn to_vote_response(response: &VoteResponse<TypeConfig>) -> proto::VoteRespo
 }
 
 pub fn from_vote_response(response: proto::VoteResponse) -> io::Result<VoteResponse<TypeConfig>> {
-    Ok(VoteResponse::new(
-        from_vote(response.vote)?,
-        response.last_log_id.map(from_log_id),
-        response.granted,
-    ))
+    Ok(VoteResponse::new(from_vote(response.vote)?, response.last_log_id.map(from_log_id), response.granted))
 }
 
 pub fn to_transfer(request: &TransferLeaderRequest<TypeConfig>) -> proto::TransferLeaderRequest {
@@ -203,9 +145,7 @@ pub fn to_transfer(request: &TransferLeaderRequest<TypeConfig>) -> proto::Transf
     }
 }
 
-pub fn from_transfer(
-    request: proto::TransferLeaderRequest,
-) -> io::Result<TransferLeaderRequest<TypeConfig>> {
+pub fn from_transfer(request: proto::TransferLeaderRequest) -> io::Result<TransferLeaderRequest<TypeConfig>> {
     Ok(TransferLeaderRequest::new(
         from_vote(request.from_leader)?,
         request.to_node_id,

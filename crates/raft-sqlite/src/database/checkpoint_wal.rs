@@ -103,28 +103,17 @@ pub(crate) fn read(file: &dyn DiskFile) -> io::Result<Option<CompleteWal>> {
         }
         checksum(&frame[..8], &mut state);
         checksum(&frame[FRAME_HEADER_BYTES..], &mut state);
-        if frame[8..16] != header[16..24]
-            || be32(&frame, 16) != state.0
-            || be32(&frame, 20) != state.1
-        {
+        if frame[8..16] != header[16..24] || be32(&frame, 16) != state.0 || be32(&frame, 20) != state.1 {
             return Ok(None);
         }
-        images.push((
-            PageNumber(be32(&frame, 0)),
-            offset + FRAME_HEADER_BYTES as u64,
-        ));
+        images.push((PageNumber(be32(&frame, 0)), offset + FRAME_HEADER_BYTES as u64));
         offset += frame.len() as u64;
         let page_count = be32(&frame, 4);
         if page_count > 0 {
             let mut slot = [0; MARK_BYTES];
             let read = file.read_at(&mut slot, offset)?;
             return Ok(match mark::decode(&slot[..read]) {
-                Slot::Valid(_, mark) => Some(CompleteWal {
-                    mark,
-                    page_count,
-                    page_size,
-                    images,
-                }),
+                Slot::Valid(_, mark) => Some(CompleteWal { mark, page_count, page_size, images }),
                 _ => None,
             });
         }

@@ -21,11 +21,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// `open`: the replica's mark that a writer is there; taken back when this is dropped.
-    pub(super) fn new(
-        replica: Replica,
-        capture: Arc<Capture>,
-        open: Arc<AtomicBool>,
-    ) -> Result<Self, DatabaseError> {
+    pub(super) fn new(replica: Replica, capture: Arc<Capture>, open: Arc<AtomicBool>) -> Result<Self, DatabaseError> {
         let connection = WriterConnection::open(&capture);
         let connection = match connection {
             Ok(connection) => connection,
@@ -34,19 +30,11 @@ impl Writer {
                 return Err(error.into());
             }
         };
-        Ok(Self {
-            replica,
-            capture,
-            connection: Some(connection),
-            open,
-        })
+        Ok(Self { replica, capture, connection: Some(connection), open })
     }
 
     pub fn connection(&self) -> &rusqlite::Connection {
-        self.connection
-            .as_ref()
-            .expect("invariant: open until dropped")
-            .connection()
+        self.connection.as_ref().expect("invariant: open until dropped").connection()
     }
 
     /// The group that is not sealed yet.
@@ -70,11 +58,7 @@ impl Writer {
     /// Between two callers: what belongs to a connection (temporary objects, attached databases, PRAGMAs) does not outlive its caller.
     /// Costs nothing unless a caller made such a thing; then the connection is opened anew.
     pub fn reset_connection(&mut self) -> Result<bool, DatabaseError> {
-        if !self
-            .connection
-            .as_ref()
-            .is_some_and(WriterConnection::is_touched)
-        {
+        if !self.connection.as_ref().is_some_and(WriterConnection::is_touched) {
             return Ok(false);
         }
         self.connection = None;
@@ -84,10 +68,7 @@ impl Writer {
 
     /// Ends the open group; None: nothing was captured in it.
     pub fn seal(&mut self) -> Result<Option<SealedGroup>, DatabaseError> {
-        let sealed = self
-            .capture
-            .seal()
-            .map_err(|error| DatabaseError::io(self.replica.path(), error))?;
+        let sealed = self.capture.seal().map_err(|error| DatabaseError::io(self.replica.path(), error))?;
         if let Some(group) = &sealed {
             self.replica.note_captured(group.version, group.state_hash);
         }
@@ -118,11 +99,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub(super) fn new(replica: Replica, store: Arc<PageStore>) -> Result<Self, DatabaseError> {
         let connection = ReaderConnection::open(&store)?;
-        Ok(Self {
-            replica,
-            store,
-            connection,
-        })
+        Ok(Self { replica, store, connection })
     }
 
     pub fn connection(&self) -> &rusqlite::Connection {

@@ -46,7 +46,6 @@ pub(crate) enum Refusal {
     NotLeader,
     Overloaded,
     TooLarge { limit_bytes: u64 },
-    DiskFull,
     Sql(rusqlite::Error),
     Rejected(String),
     OutcomeUnknown(String),
@@ -59,7 +58,6 @@ impl Refusal {
             Refusal::NotLeader => WriteError::NotLeader { leader },
             Refusal::Overloaded => WriteError::Overloaded,
             Refusal::TooLarge { limit_bytes } => WriteError::TooLarge { limit_bytes },
-            Refusal::DiskFull => WriteError::DiskFull,
             Refusal::Sql(error) => WriteError::Sql(error),
             Refusal::Rejected(text) => WriteError::Rejected(text),
             Refusal::OutcomeUnknown(text) => WriteError::OutcomeUnknown(text),
@@ -92,16 +90,9 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    pub fn new(closure: F) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
+    pub fn boxed(closure: F) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
         let (reply, receiver) = tokio::sync::oneshot::channel();
-        (
-            Box::new(Self {
-                closure: Some(closure),
-                result: None,
-                reply,
-            }),
-            receiver,
-        )
+        (Box::new(Self { closure: Some(closure), result: None, reply }), receiver)
     }
 }
 

@@ -63,10 +63,7 @@ pub(crate) enum Slot {
 }
 
 pub(crate) fn decode(mut bytes: &[u8]) -> Slot {
-    let Some((content, mut checksum)) = bytes
-        .get(..MARK_BYTES)
-        .map(|slot| slot.split_at(MARK_BYTES - 4))
-    else {
+    let Some((content, mut checksum)) = bytes.get(..MARK_BYTES).map(|slot| slot.split_at(MARK_BYTES - 4)) else {
         return Slot::Invalid;
     };
     if &content[..8] != MAGIC || crc32c::crc32c(content) != checksum.get_u32_le() {
@@ -79,27 +76,14 @@ pub(crate) fn decode(mut bytes: &[u8]) -> Slot {
     }
     bytes.advance(4);
     let sequence = bytes.get_u64_le();
-    let position = LogPosition {
-        term: bytes.get_u64_le(),
-        index: bytes.get_u64_le(),
-    };
+    let position = LogPosition { term: bytes.get_u64_le(), index: bytes.get_u64_le() };
     let version = Version(bytes.get_u64_le());
     let state_hash = StateHash(bytes.get_u128_le());
-    Slot::Valid(
-        sequence,
-        AppliedMark {
-            position,
-            version,
-            state_hash,
-        },
-    )
+    Slot::Valid(sequence, AppliedMark { position, version, state_hash })
 }
 
 /// The newest mark in a file and its sequence; None: no file, or no mark in it yet.
-pub(crate) fn read(
-    disk: &dyn Disk,
-    path: &Path,
-) -> Result<Option<(u64, AppliedMark)>, DatabaseError> {
+pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<(u64, AppliedMark)>, DatabaseError> {
     let io = |error| DatabaseError::io(path, error);
     let Some(file) = disk.open(path, false).map_err(io)? else {
         return Ok(None);
@@ -113,11 +97,7 @@ pub(crate) fn read(
                 newest = Some((sequence, mark));
             }
             Slot::Newer(found) => {
-                return Err(DatabaseError::NewerFormat {
-                    path: path.to_owned(),
-                    found,
-                    known: FORMAT_VERSION,
-                });
+                return Err(DatabaseError::NewerFormat { path: path.to_owned(), found, known: FORMAT_VERSION });
             }
             _ => {}
         }
@@ -137,11 +117,8 @@ mod tests {
 
     #[test]
     fn golden_bytes_and_every_flipped_bit() {
-        let mark = AppliedMark {
-            position: LogPosition { term: 2, index: 3 },
-            version: Version(4),
-            state_hash: StateHash(5),
-        };
+        let mark =
+            AppliedMark { position: LogPosition { term: 2, index: 3 }, version: Version(4), state_hash: StateHash(5) };
         let bytes = encode(&mark, 1);
         let mut want = b"RSQMARK\0\x01\0\0\0\0\0\0\0".to_vec();
         for number in [1u64, 2, 3, 4] {

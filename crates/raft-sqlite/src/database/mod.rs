@@ -76,9 +76,6 @@ pub enum DatabaseError {
 
 impl DatabaseError {
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        DatabaseError::Io {
-            path: path.to_owned(),
-            source,
-        }
+        DatabaseError::Io { path: path.to_owned(), source }
     }
 }

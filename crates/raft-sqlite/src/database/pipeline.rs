@@ -92,10 +92,7 @@ impl Pipeline {
     /// A writer was opened: its groups will carry this incarnation.
     pub(super) fn begin(&self, incarnation: u64) {
         let mut in_flight = self.in_flight.lock();
-        assert!(
-            in_flight.groups.is_empty(),
-            "invariant: a writer is opened on an empty pipeline"
-        );
+        assert!(in_flight.groups.is_empty(), "invariant: a writer is opened on an empty pipeline");
         in_flight.incarnation = incarnation;
     }
 
@@ -104,11 +101,7 @@ impl Pipeline {
     }
 
     pub(super) fn push(&self, sequence: u64, version: Version, waiters: Vec<Waiter>) {
-        self.in_flight.lock().groups.push_back(Group {
-            sequence,
-            version,
-            waiters,
-        });
+        self.in_flight.lock().groups.push_back(Group { sequence, version, waiters });
     }
 
     /// Adds a caller that has seen the newest group in flight but changed nothing. Gives it back when nothing is in flight.
@@ -134,11 +127,7 @@ impl Pipeline {
     /// The entry of `origin` is committed. If it is the first group in flight here, makes its version visible.
     ///
     /// None: not ours, or discarded meanwhile; the PageSet has to be applied from its bytes.
-    pub(crate) fn commit_own(
-        &self,
-        origin: Origin,
-        replica: &Replica,
-    ) -> Option<Result<Answers, DatabaseError>> {
+    pub(crate) fn commit_own(&self, origin: Origin, replica: &Replica) -> Option<Result<Answers, DatabaseError>> {
         let mut in_flight = self.in_flight.lock();
         if in_flight.incarnation != origin.incarnation {
             return None;
@@ -151,17 +140,9 @@ impl Pipeline {
         self.room.notify_all();
         drop(in_flight);
         Some(match committed {
-            Ok(()) => Ok(Answers {
-                waiters: group.waiters,
-                version: group.version,
-            }),
+            Ok(()) => Ok(Answers { waiters: group.waiters, version: group.version }),
             Err(error) => Err(DatabaseError::from(error)),
         })
-    }
-
-    /// Whether nothing captured is above the committed version because of groups in flight.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.in_flight.lock().groups.is_empty()
     }
 
     /// Leadership is lost: drops everything captured, closes the writer and tells the callers in flight that their outcome is unknown.
@@ -173,9 +154,7 @@ impl Pipeline {
         self.room.notify_all();
         drop(in_flight);
         for waiter in groups.into_iter().flat_map(|group| group.waiters) {
-            waiter
-                .job
-                .finish(Err(Refusal::OutcomeUnknown(why.to_owned())));
+            waiter.job.finish(Err(Refusal::OutcomeUnknown(why.to_owned())));
         }
     }
 }

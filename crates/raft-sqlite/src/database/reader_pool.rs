@@ -19,8 +19,7 @@ const MAX_QUEUED_READS: usize = 16 * 1024;
 const MAX_CONNECTIONS: usize = 64;
 
 /// A read: given the connection with its transaction open, or the reason why there is none.
-pub(crate) type Read =
-    Box<dyn FnOnce(Result<(&rusqlite::Connection, Version), DatabaseError>) + Send>;
+pub(crate) type Read = Box<dyn FnOnce(Result<(&rusqlite::Connection, Version), DatabaseError>) + Send>;
 
 struct Request {
     replica: Replica,
@@ -40,15 +39,10 @@ impl ReaderPool {
         let threads = (0..threads.max(1))
             .map(|number| {
                 let receiver = receiver.clone();
-                std::thread::Builder::new()
-                    .name(format!("reader-{number}"))
-                    .spawn(move || run(&receiver))
+                std::thread::Builder::new().name(format!("reader-{number}")).spawn(move || run(&receiver))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(Self {
-            requests: Mutex::new(Some(sender)),
-            threads: Mutex::new(threads),
-        })
+        Ok(Self { requests: Mutex::new(Some(sender)), threads: Mutex::new(threads) })
     }
 
     /// Queues a read. False: too many wait; `read` was dropped uncalled.
@@ -76,10 +70,7 @@ fn run(requests: &Receiver<Request>) {
     let mut connections: HashMap<usize, Reader> = HashMap::new();
     while let Ok(Request { replica, read }) = requests.recv() {
         let key = replica.identity();
-        if connections
-            .get(&key)
-            .is_some_and(|reader| !reader.is_current())
-        {
+        if connections.get(&key).is_some_and(|reader| !reader.is_current()) {
             connections.remove(&key);
         }
         if connections.len() > MAX_CONNECTIONS {
@@ -97,9 +88,7 @@ fn run(requests: &Receiver<Request>) {
         };
         let healthy = match reader.begin() {
             Ok(version) => {
-                let ran = catch_unwind(AssertUnwindSafe(|| {
-                    read(Ok((reader.connection(), version)))
-                }));
+                let ran = catch_unwind(AssertUnwindSafe(|| read(Ok((reader.connection(), version)))));
                 reader.end().is_ok() && ran.is_ok()
             }
             Err(error) => {

@@ -42,14 +42,7 @@ impl Paths {
     }
 
     pub fn all(&self) -> [&Path; 6] {
-        [
-            &self.database,
-            &self.wal,
-            &self.shm,
-            &self.applied,
-            &self.new_database,
-            &self.new_applied,
-        ]
+        [&self.database, &self.wal, &self.shm, &self.applied, &self.new_database, &self.new_applied]
     }
 }
 
@@ -75,9 +68,7 @@ pub(crate) fn recover(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, Datab
     let mut newest = mark::read(disk, &paths.applied)?;
     if let Some(wal) = disk.open(&paths.wal, false).map_err(io(&paths.wal))? {
         match checkpoint_wal::read(&*wal).map_err(io(&paths.wal))? {
-            Some(complete)
-                if newest.is_none_or(|(_, mark)| complete.mark.position >= mark.position) =>
-            {
+            Some(complete) if newest.is_none_or(|(_, mark)| complete.mark.position >= mark.position) => {
                 let sequence = newest.map_or(1, |(sequence, _)| sequence + 1);
                 redo(disk, paths, &*wal, &complete)?;
                 let applied = open(disk, &paths.applied)?;
@@ -122,47 +113,27 @@ fn redo(
     let bytes = complete.page_size.bytes();
     let mut image = vec![0; bytes];
     for (number, at) in &complete.images {
-        wal.read_at(&mut image, *at)
-            .map_err(|error| DatabaseError::io(&paths.wal, error))?;
-        file.write_at(&image, u64::from(number.0 - 1) * bytes as u64)
-            .map_err(io)?;
+        wal.read_at(&mut image, *at).map_err(|error| DatabaseError::io(&paths.wal, error))?;
+        file.write_at(&image, u64::from(number.0 - 1) * bytes as u64).map_err(io)?;
     }
-    file.set_length(u64::from(complete.page_count) * bytes as u64)
-        .map_err(io)?;
+    file.set_length(u64::from(complete.page_count) * bytes as u64).map_err(io)?;
     file.sync().map_err(io)
 }
 
 /// Pages and page size of a database file, by its own header.
-fn measure(
-    file: &dyn DiskFile,
-    paths: &Paths,
-    has_mark: bool,
-) -> Result<(u32, Option<PageSize>), DatabaseError> {
+fn measure(file: &dyn DiskFile, paths: &Paths, has_mark: bool) -> Result<(u32, Option<PageSize>), DatabaseError> {
     let path = &paths.database;
-    let length = file
-        .length()
-        .map_err(|error| DatabaseError::io(path, error))?;
-    let damaged = |offset: u64, why: String| DatabaseError::Damaged {
-        path: path.clone(),
-        offset,
-        why,
-    };
+    let length = file.length().map_err(|error| DatabaseError::io(path, error))?;
+    let damaged = |offset: u64, why: String| DatabaseError::Damaged { path: path.clone(), offset, why };
     if !has_mark {
         if length > 0 {
             // The first checkpoint was cut short before its WAL was complete: impossible, since the WAL comes first.
-            return Err(damaged(
-                0,
-                "there is a database but no applied mark beside it (NAME.applied)".into(),
-            ));
+            return Err(damaged(0, "there is a database but no applied mark beside it (NAME.applied)".into()));
         }
         return Ok((0, None));
     }
     let mut header = [0; 100];
-    if file
-        .read_at(&mut header, 0)
-        .map_err(|error| DatabaseError::io(path, error))?
-        < header.len()
-    {
+    if file.read_at(&mut header, 0).map_err(|error| DatabaseError::io(path, error))? < header.len() {
         return Err(damaged(length, "it is shorter than its header".into()));
     }
     if &header[..16] != b"SQLite format 3\0" {
@@ -173,23 +144,13 @@ fn measure(
         .ok_or_else(|| damaged(16, format!("page size {stated}")))?;
     let pages = be32(&header, DATABASE_SIZE_AT);
     if length != u64::from(pages) * page_size.bytes() as u64 {
-        return Err(damaged(
-            length,
-            format!(
-                "it should have {pages} pages of {} bytes",
-                page_size.bytes()
-            ),
-        ));
+        return Err(damaged(length, format!("it should have {pages} pages of {} bytes", page_size.bytes())));
     }
     Ok((pages, Some(page_size)))
 }
 
 /// The state hash of a whole file.
-pub(crate) fn hash_file(
-    file: &dyn DiskFile,
-    page_size: PageSize,
-    page_count: u32,
-) -> io::Result<StateHash> {
+pub(crate) fn hash_file(file: &dyn DiskFile, page_size: PageSize, page_count: u32) -> io::Result<StateHash> {
     /// Pages read at a time.
     const BATCH: u32 = 256;
     let bytes = page_size.bytes();
@@ -226,13 +187,10 @@ pub(crate) fn install(
     file.sync().map_err(io(received))?;
     let mut header = [0; 100];
     file.read_at(&mut header, 0).map_err(io(received))?;
-    let probe = Paths {
-        database: received.to_owned(),
-        ..paths.clone()
-    };
+    let probe = Paths { database: received.to_owned(), ..paths.clone() };
     let (page_count, page_size) = measure(&*file, &probe, true)?;
-    let page_size = page_size
-        .ok_or_else(|| DatabaseError::Internal("a received database without a page size".into()))?;
+    let page_size =
+        page_size.ok_or_else(|| DatabaseError::Internal("a received database without a page size".into()))?;
     let hash = hash_file(&*file, page_size, page_count).map_err(io(received))?;
     if hash != mark.state_hash {
         return Err(DatabaseError::Damaged {
@@ -242,11 +200,9 @@ pub(crate) fn install(
         });
     }
     drop(file);
-    disk.rename(received, &paths.new_database)
-        .map_err(io(&paths.new_database))?;
+    disk.rename(received, &paths.new_database).map_err(io(&paths.new_database))?;
     disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-    disk.remove(&paths.new_applied)
-        .map_err(io(&paths.new_applied))?;
+    disk.remove(&paths.new_applied).map_err(io(&paths.new_applied))?;
     let applied = open(disk, &paths.new_applied)?;
     mark::write(&*applied, sequence, mark).map_err(io(&paths.new_applied))?;
     drop(applied);
@@ -260,23 +216,14 @@ fn finish_install(disk: &dyn Disk, paths: &Paths) -> Result<(), DatabaseError> {
         move |error| DatabaseError::io(&path, error)
     };
     if mark::read(disk, &paths.new_applied)?.is_none() {
-        disk.remove(&paths.new_applied)
-            .map_err(io(&paths.new_applied))?;
-        return disk
-            .remove(&paths.new_database)
-            .map_err(io(&paths.new_database));
+        disk.remove(&paths.new_applied).map_err(io(&paths.new_applied))?;
+        return disk.remove(&paths.new_database).map_err(io(&paths.new_database));
     }
     disk.remove(&paths.wal).map_err(io(&paths.wal))?;
-    if disk
-        .open(&paths.new_database, false)
-        .map_err(io(&paths.new_database))?
-        .is_some()
-    {
-        disk.rename(&paths.new_database, &paths.database)
-            .map_err(io(&paths.database))?;
+    if disk.open(&paths.new_database, false).map_err(io(&paths.new_database))?.is_some() {
+        disk.rename(&paths.new_database, &paths.database).map_err(io(&paths.database))?;
     }
     disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-    disk.rename(&paths.new_applied, &paths.applied)
-        .map_err(io(&paths.applied))?;
+    disk.rename(&paths.new_applied, &paths.applied).map_err(io(&paths.applied))?;
     disk.sync_folder(&paths.folder).map_err(io(&paths.folder))
 }

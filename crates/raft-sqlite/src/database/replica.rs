@@ -20,9 +20,7 @@ use super::{DatabaseError, Reader, Writer, checkpoint_wal, mark};
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, DiskFile, SystemDisk};
 use crate::page::store::{PageError, PageStore, Pin};
-use crate::page::{
-    FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page,
-};
+use crate::page::{FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page};
 use crate::vfs::capture::Capture;
 
 /// How a replica is set up.
@@ -136,10 +134,7 @@ impl Replica {
         let paths = Paths::new(folder, name);
         let recovered = recovery::recover(&*options.disk, &paths)?;
         let mark = recovered.mark;
-        let files = Files {
-            database: recovered.file.clone(),
-            sequence: recovered.sequence,
-        };
+        let files = Files { database: recovered.file.clone(), sequence: recovered.sequence };
         let store = new_store(&recovered, &options);
         let inner = Inner {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
@@ -150,12 +145,7 @@ impl Replica {
             captured: Mutex::default(),
             writer_open: Arc::default(),
         };
-        Ok((
-            Replica {
-                inner: Arc::new(inner),
-            },
-            mark,
-        ))
+        Ok((Replica { inner: Arc::new(inner) }, mark))
     }
 
     /// Distinguishes replicas within the process.
@@ -189,10 +179,7 @@ impl Replica {
             return Err(DatabaseError::Closed);
         }
         let store = self.store();
-        let capture = Arc::new(Capture::new(
-            store,
-            self.inner.options.max_transaction_bytes,
-        ));
+        let capture = Arc::new(Capture::new(store, self.inner.options.max_transaction_bytes));
         Writer::new(self.clone(), capture, self.inner.writer_open.clone())
     }
 
@@ -223,10 +210,7 @@ impl Replica {
                 captured.pop_front();
                 Ok(())
             }
-            _ => Err(ApplyError::BaseMismatch {
-                base: version,
-                committed: store.committed(),
-            }),
+            _ => Err(ApplyError::BaseMismatch { base: version, committed: store.committed() }),
         }
     }
 
@@ -239,31 +223,20 @@ impl Replica {
         let set = DecodedPageSet::decode(page_set)?;
         let committed = store.committed();
         if set.header.base != committed {
-            return Err(ApplyError::BaseMismatch {
-                base: set.header.base,
-                committed,
-            });
+            return Err(ApplyError::BaseMismatch { base: set.header.base, committed });
         }
         if store.captured() != committed || self.inner.writer_open.load(Ordering::SeqCst) {
             return Err(ApplyError::CapturedVersionsExist);
         }
         if set.header.page_size != store.page_size() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a PageSet of another page size",
-            )
-            .into());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a PageSet of another page size").into());
         }
         let version = set.header.version;
         let base_count = store.page_count_at(committed)?;
         let mut hash = store.committed_hash();
         let mut pages: Vec<(PageNumber, Page)> = Vec::new();
         set.for_each(|number, change| -> Result<(), ApplyError> {
-            let old = if number.0 <= base_count {
-                store.page_at(number, committed)?
-            } else {
-                None
-            };
+            let old = if number.0 <= base_count { store.page_at(number, committed)? } else { None };
             let image = match (change, &old) {
                 (PageChange::Image(image), _) => Page::buffer_from(image),
                 (PageChange::Zeros, _) => Page::buffer(store.page_size()),
@@ -283,18 +256,10 @@ impl Replica {
             Ok(())
         })?;
         for cut in set.header.page_count + 1..=base_count {
-            hash.subtract(
-                store
-                    .page_at(PageNumber(cut), committed)?
-                    .map_or(0, |old| old.hash()),
-            );
+            hash.subtract(store.page_at(PageNumber(cut), committed)?.map_or(0, |old| old.hash()));
         }
         if hash != set.header.state_hash {
-            return Err(ApplyError::HashMismatch {
-                version,
-                want: set.header.state_hash.0,
-                got: hash.0,
-            });
+            return Err(ApplyError::HashMismatch { version, want: set.header.state_hash.0, got: hash.0 });
         }
         let numbers = pages.iter().map(|(number, _)| *number).collect();
         store.put_applied(pages);
@@ -305,20 +270,14 @@ impl Replica {
 
     /// Pins the committed version.
     pub fn pin(&self) -> PinnedVersion {
-        PinnedVersion {
-            pin: self.store().pin(),
-        }
+        PinnedVersion { pin: self.store().pin() }
     }
 
     /// Brings the file up to a pinned version, which holds the log up to `position`. Blocking I/O; writers, apply and readers go on.
     ///
     /// # Errors
     /// I/O errors, such as a full disk: nothing is lost, and a later checkpoint does the work.
-    pub fn checkpoint(
-        &self,
-        pinned: PinnedVersion,
-        position: LogPosition,
-    ) -> Result<(), DatabaseError> {
+    pub fn checkpoint(&self, pinned: PinnedVersion, position: LogPosition) -> Result<(), DatabaseError> {
         let Inner { paths, options, .. } = &*self.inner;
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -331,61 +290,35 @@ impl Replica {
             // Installed over meanwhile.
             return Ok(());
         }
-        let mark = AppliedMark {
-            position,
-            version: pin.version(),
-            state_hash: pin.hash(),
-        };
-        let page_count = pin
-            .page_count()
-            .map_err(|error| page_io(error, &paths.database))?;
+        let mark = AppliedMark { position, version: pin.version(), state_hash: pin.hash() };
+        let page_count = pin.page_count().map_err(|error| page_io(error, &paths.database))?;
         let mut pages = store.changed_at(&pin);
         pages.retain(|(number, _)| number.0 <= page_count);
         if !pages.is_empty() {
             let wal = open_for_writing(&*options.disk, &paths.wal)?;
             let images = pages.iter().map(|(number, page)| (*number, page.bytes()));
-            checkpoint_wal::write(&*wal, store.page_size(), page_count, images, &mark)
-                .map_err(io(&paths.wal))?;
-            options
-                .disk
-                .sync_folder(&paths.folder)
-                .map_err(io(&paths.folder))?;
+            checkpoint_wal::write(&*wal, store.page_size(), page_count, images, &mark).map_err(io(&paths.wal))?;
+            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
             // From here the file and its WAL are the database at this version, for us and for plain SQLite.
             store
-                .preserve(
-                    pages.iter().map(|(number, _)| *number),
-                    page_count,
-                    pin.version(),
-                )
+                .preserve(pages.iter().map(|(number, _)| *number), page_count, pin.version())
                 .map_err(io(&paths.database))?;
             let bytes = store.page_size().bytes() as u64;
             for (number, page) in &pages {
-                files
-                    .database
-                    .write_at(page.bytes(), u64::from(number.0 - 1) * bytes)
-                    .map_err(io(&paths.database))?;
+                files.database.write_at(page.bytes(), u64::from(number.0 - 1) * bytes).map_err(io(&paths.database))?;
             }
-            files
-                .database
-                .set_length(u64::from(page_count) * bytes)
-                .map_err(io(&paths.database))?;
+            files.database.set_length(u64::from(page_count) * bytes).map_err(io(&paths.database))?;
             files.database.sync().map_err(io(&paths.database))?;
         }
         let applied = open_for_writing(&*options.disk, &paths.applied)?;
         mark::write(&*applied, files.sequence + 1, &mark).map_err(io(&paths.applied))?;
         files.sequence += 1;
         if files.sequence == 1 {
-            options
-                .disk
-                .sync_folder(&paths.folder)
-                .map_err(io(&paths.folder))?;
+            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
         }
         if !pages.is_empty() {
             options.disk.remove(&paths.wal).map_err(io(&paths.wal))?;
-            options
-                .disk
-                .sync_folder(&paths.folder)
-                .map_err(io(&paths.folder))?;
+            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
         }
         let version = pin.version();
         drop(pin);
@@ -400,27 +333,18 @@ impl Replica {
     /// [`DatabaseError::Damaged`] when the file is not what the mark says; I/O errors. The old state stands then.
     pub fn install(&self, received: &Path, mark: AppliedMark) -> Result<(), DatabaseError> {
         if self.inner.writer_open.load(Ordering::SeqCst) {
-            return Err(DatabaseError::Internal(
-                "a snapshot cannot be installed while the writer is open".into(),
-            ));
+            return Err(DatabaseError::Internal("a snapshot cannot be installed while the writer is open".into()));
         }
         let mut files = self.inner.files.lock();
         let disk = &*self.inner.options.disk;
-        let recovered =
-            recovery::install(disk, &self.inner.paths, received, files.sequence + 1, &mark)?;
-        *files = Files {
-            database: recovered.file.clone(),
-            sequence: recovered.sequence,
-        };
+        let recovered = recovery::install(disk, &self.inner.paths, received, files.sequence + 1, &mark)?;
+        *files = Files { database: recovered.file.clone(), sequence: recovered.sequence };
         *self.inner.store.write() = Arc::new(new_store(&recovered, &self.inner.options));
         Ok(())
     }
 
     /// Recomputes the state hash of a pinned version from its images. False: this replica is damaged.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "the `db check` command will call it")
-    )]
+    #[cfg_attr(not(test), allow(dead_code, reason = "the `db check` command will call it"))]
     pub fn verify(&self) -> Result<bool, DatabaseError> {
         let pinned = self.pin();
         let mut hash = StateHash::default();
@@ -451,13 +375,9 @@ impl Replica {
     pub fn remove_files(folder: &Path, name: &str) -> Result<(), DatabaseError> {
         let paths = Paths::new(folder, name);
         for path in paths.all() {
-            SystemDisk
-                .remove(path)
-                .map_err(|error| DatabaseError::io(path, error))?;
+            SystemDisk.remove(path).map_err(|error| DatabaseError::io(path, error))?;
         }
-        SystemDisk
-            .sync_folder(folder)
-            .map_err(|error| DatabaseError::io(folder, error))
+        SystemDisk.sync_folder(folder).map_err(|error| DatabaseError::io(folder, error))
     }
 }
 
@@ -471,17 +391,9 @@ fn open_for_writing(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, D
 
 fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> PageStore {
     let page_size = recovered.page_size.unwrap_or(options.page_size);
-    let (version, hash) = recovered
-        .mark
-        .map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
-    let store = PageStore::new(
-        page_size,
-        recovered.file.clone(),
-        recovered.page_count,
-        version,
-        hash,
-        options.max_reader_age,
-    );
+    let (version, hash) = recovered.mark.map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
+    let store =
+        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.max_reader_age);
     if recovered.page_count == 0 {
         store.put_first_page(&first_page(page_size));
     }
@@ -517,11 +429,7 @@ impl PinnedVersion {
     pub fn read_page(&self, number: PageNumber) -> Result<Arc<Page>, DatabaseError> {
         match self.pin.page(number) {
             Ok(Some(page)) => Ok(page),
-            Ok(None) => Ok(Arc::new(Page::new(
-                number,
-                Version(0),
-                Page::buffer(self.page_size()),
-            ))),
+            Ok(None) => Ok(Arc::new(Page::new(number, Version(0), Page::buffer(self.page_size())))),
             Err(error) => Err(page_io(error, Path::new("a pinned version"))),
         }
     }
@@ -529,8 +437,6 @@ impl PinnedVersion {
 
 impl Clone for PinnedVersion {
     fn clone(&self) -> Self {
-        Self {
-            pin: self.pin.again(),
-        }
+        Self { pin: self.pin.again() }
     }
 }

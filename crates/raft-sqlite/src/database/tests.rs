@@ -38,10 +38,7 @@ impl Random {
 }
 
 pub(super) fn options(page_size: u32) -> ReplicaOptions {
-    ReplicaOptions {
-        page_size: PageSize::new(page_size).unwrap(),
-        ..ReplicaOptions::default()
-    }
+    ReplicaOptions { page_size: PageSize::new(page_size).unwrap(), ..ReplicaOptions::default() }
 }
 
 pub(super) fn open(folder: &Path, name: &str, options: &ReplicaOptions) -> Replica {
@@ -65,16 +62,11 @@ pub(super) fn dump(connection: &Connection) -> String {
     let mut tables = connection
         .prepare("SELECT name, coalesce(sql, '') FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")
         .unwrap();
-    let names: Vec<(String, String)> = tables
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let names: Vec<(String, String)> =
+        tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
     for (name, sql) in names {
         text.push_str(&sql);
-        let mut rows = connection
-            .prepare(&format!("SELECT * FROM \"{name}\" ORDER BY 1"))
-            .unwrap();
+        let mut rows = connection.prepare(&format!("SELECT * FROM \"{name}\" ORDER BY 1")).unwrap();
         let width = rows.column_count();
         let mut lines = Vec::new();
         let mut cursor = rows.query([]).unwrap();
@@ -89,9 +81,7 @@ pub(super) fn dump(connection: &Connection) -> String {
 }
 
 pub(super) fn assert_integrity(connection: &Connection) {
-    let verdict: String = connection
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
+    let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
 }
 
@@ -102,19 +92,8 @@ pub(super) fn assert_same_pages(a: &Replica, b: &Replica) {
     assert_eq!(pin_a.state_hash(), pin_b.state_hash());
     assert_eq!(pin_a.page_count(), pin_b.page_count());
     for number in (1..=pin_a.page_count()).map(PageNumber) {
-        let (page_a, page_b) = (
-            pin_a.read_page(number).unwrap(),
-            pin_b.read_page(number).unwrap(),
-        );
-        assert!(
-            page_a.bytes() == page_b.bytes(),
-            "page {} differs at version {}",
-            number.0,
-            pin_a.version()
-        );
+        let (page_a, page_b) = (pin_a.read_page(number).unwrap(), pin_b.read_page(number).unwrap());
+        assert!(page_a.bytes() == page_b.bytes(), "page {} differs at version {}", number.0, pin_a.version());
     }
-    assert!(
-        a.verify().unwrap() && b.verify().unwrap(),
-        "the state hash is not the pages' own"
-    );
+    assert!(a.verify().unwrap() && b.verify().unwrap(), "the state hash is not the pages' own");
 }

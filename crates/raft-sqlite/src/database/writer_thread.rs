@@ -18,9 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{
-    Receiver, Sender, TryRecvError, TrySendError, bounded, select_biased, unbounded,
-};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select_biased, unbounded};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -64,11 +62,7 @@ pub(crate) struct ProposalFailed {
 
 impl ProposalFailed {
     pub fn report(self, why: String) {
-        let _ = self.control.send(Control::Close {
-            incarnation: Some(self.incarnation),
-            why,
-            done: None,
-        });
+        let _ = self.control.send(Control::Close { incarnation: Some(self.incarnation), why, done: None });
     }
 }
 
@@ -127,17 +121,8 @@ impl WriterThread {
             is_open: is_open.clone(),
             open: None,
         };
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || state.run())?;
-        Ok(WriterThread {
-            jobs,
-            control,
-            interrupt,
-            closing,
-            is_open,
-            thread: Mutex::new(Some(thread)),
-        })
+        let thread = std::thread::Builder::new().name(name).spawn(move || state.run())?;
+        Ok(WriterThread { jobs, control, interrupt, closing, is_open, thread: Mutex::new(Some(thread)) })
     }
 
     /// Queues a job; it is always answered through its `finish`.
@@ -145,9 +130,7 @@ impl WriterThread {
         match self.jobs.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => job.finish(Err(Refusal::Overloaded)),
-            Err(TrySendError::Disconnected(job)) => {
-                job.finish(Err(Refusal::Fatal("the writer has ended".into())))
-            }
+            Err(TrySendError::Disconnected(job)) => job.finish(Err(Refusal::Fatal("the writer has ended".into()))),
         }
     }
 
@@ -155,9 +138,7 @@ impl WriterThread {
     pub async fn open(&self, term: u64) -> Result<(), DatabaseError> {
         let (done, receiver) = oneshot::channel();
         let _ = self.control.send(Control::Open { term, done });
-        receiver
-            .await
-            .unwrap_or_else(|_| Err(DatabaseError::Closed))
+        receiver.await.unwrap_or_else(|_| Err(DatabaseError::Closed))
     }
 
     /// Discards what is captured and closes the writer. When it returns, no captured version is left.
@@ -167,11 +148,7 @@ impl WriterThread {
         if let Some(interrupt) = &*self.interrupt.lock() {
             interrupt.interrupt();
         }
-        let _ = self.control.send(Control::Close {
-            incarnation: None,
-            why: why.to_owned(),
-            done: Some(done),
-        });
+        let _ = self.control.send(Control::Close { incarnation: None, why: why.to_owned(), done: Some(done) });
         let _ = receiver.await;
     }
 
@@ -229,11 +206,7 @@ impl Thread {
                 Next::Control(Control::Open { term, done }) => {
                     let _ = done.send(self.open_writer(term));
                 }
-                Next::Control(Control::Close {
-                    incarnation,
-                    why,
-                    done,
-                }) => {
+                Next::Control(Control::Close { incarnation, why, done }) => {
                     let current = self.open.as_ref().map(|open| open.incarnation);
                     if incarnation.is_none() || incarnation == current {
                         self.close_writer(&why);
@@ -273,9 +246,7 @@ impl Thread {
     }
 
     fn has_open_group(&self) -> bool {
-        self.open
-            .as_ref()
-            .is_some_and(|open| !open.waiters.is_empty())
+        self.open.as_ref().is_some_and(|open| !open.waiters.is_empty())
     }
 
     fn open_writer(&mut self, term: u64) -> Result<(), DatabaseError> {
@@ -290,14 +261,7 @@ impl Thread {
         self.setup.pipeline.begin(incarnation);
         (self.setup.on_reset)();
         self.is_open.store(true, Ordering::SeqCst);
-        self.open = Some(Open {
-            writer,
-            term,
-            incarnation,
-            sequence: 0,
-            waiters: Vec::new(),
-            sidecars: Vec::new(),
-        });
+        self.open = Some(Open { writer, term, incarnation, sequence: 0, waiters: Vec::new(), sidecars: Vec::new() });
         Ok(())
     }
 
@@ -346,12 +310,7 @@ impl Thread {
                 done: None,
             });
         }
-        self.await_commit(Waiter {
-            job,
-            wrote,
-            refusal,
-            term,
-        });
+        self.await_commit(Waiter { job, wrote, refusal, term });
         if self.open.as_ref().is_some_and(|open| {
             let group = open.writer.captured();
             open.waiters.len() >= MAX_GROUP_TRANSACTIONS || group.bytes >= MAX_GROUP_BYTES
@@ -373,11 +332,7 @@ impl Thread {
 
     /// Back-pressure: too much is on its way.
     fn wait_for_room(&mut self) {
-        while !self
-            .setup
-            .pipeline
-            .wait_for_room(GROUPS_IN_FLIGHT, CLOSE_CHECK_INTERVAL)
-        {
+        while !self.setup.pipeline.wait_for_room(GROUPS_IN_FLIGHT, CLOSE_CHECK_INTERVAL) {
             if self.closing.load(Ordering::SeqCst) || !self.control.is_empty() {
                 return;
             }
@@ -395,14 +350,8 @@ impl Thread {
         match open.writer.seal() {
             Ok(Some(group)) => {
                 open.sequence += 1;
-                let origin = Origin {
-                    node: self.setup.node,
-                    incarnation: open.incarnation,
-                    sequence: open.sequence,
-                };
-                self.setup
-                    .pipeline
-                    .push(open.sequence, group.version, waiters);
+                let origin = Origin { node: self.setup.node, incarnation: open.incarnation, sequence: open.sequence };
+                self.setup.pipeline.push(open.sequence, group.version, waiters);
                 let proposal = Proposal {
                     term: open.term,
                     database: self.setup.database.clone(),
@@ -410,10 +359,7 @@ impl Thread {
                     sidecars,
                     page_set: group.page_set,
                 };
-                let failed = ProposalFailed {
-                    control: self.control_sender.clone(),
-                    incarnation: open.incarnation,
-                };
+                let failed = ProposalFailed { control: self.control_sender.clone(), incarnation: open.incarnation };
                 self.setup.proposer.propose(proposal, failed);
             }
             Ok(None) => {
@@ -427,9 +373,7 @@ impl Thread {
             Err(error) => {
                 tracing::error!(database = self.setup.database, %error, "a group could not be sealed: it is dropped");
                 for waiter in waiters {
-                    waiter.job.finish(Err(Refusal::Rejected(format!(
-                        "the group could not be sealed: {error}"
-                    ))));
+                    waiter.job.finish(Err(Refusal::Rejected(format!("the group could not be sealed: {error}"))));
                 }
                 self.close_writer("a group could not be sealed");
             }
@@ -441,26 +385,19 @@ impl Thread {
 fn run_transaction(writer: &Writer, job: &mut dyn Job) -> Result<Vec<Bytes>, Refusal> {
     let connection = writer.connection();
     execute(connection, "BEGIN IMMEDIATE").map_err(Refusal::Sql)?;
-    let mut context = WriteContext {
-        connection,
-        sidecars: Vec::new(),
-    };
+    let mut context = WriteContext { connection, sidecars: Vec::new() };
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(&mut context)));
     let sidecars = context.sidecars;
     let refusal = match ran {
-        Ok(true) if connection.is_autocommit() => Some(Refusal::Rejected(
-            "the closure ended the transaction itself: use savepoints instead".into(),
-        )),
+        Ok(true) if connection.is_autocommit() => {
+            Some(Refusal::Rejected("the closure ended the transaction itself: use savepoints instead".into()))
+        }
         Ok(true) => match execute(connection, "COMMIT") {
             Ok(()) => return Ok(sidecars),
             Err(error) => Some(writer.refusal(error)),
         },
-        Ok(false) => writer
-            .take_too_large()
-            .map(|limit_bytes| Refusal::TooLarge { limit_bytes }),
-        Err(_) => Some(Refusal::Rejected(
-            "the closure panicked; its transaction was rolled back".into(),
-        )),
+        Ok(false) => writer.take_too_large().map(|limit_bytes| Refusal::TooLarge { limit_bytes }),
+        Err(_) => Some(Refusal::Rejected("the closure panicked; its transaction was rolled back".into())),
     };
     if !connection.is_autocommit() {
         execute(connection, "ROLLBACK").map_err(Refusal::Sql)?;

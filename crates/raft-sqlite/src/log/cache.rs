@@ -19,11 +19,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(limit_bytes: usize) -> Self {
-        Self {
-            entries: VecDeque::new(),
-            bytes: 0,
-            limit_bytes,
-        }
+        Self { entries: VecDeque::new(), bytes: 0, limit_bytes }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -54,19 +50,11 @@ impl Cache {
     pub(super) fn follow(&mut self, index: &Index) {
         let end = index.next().unwrap_or(0);
         let first = if index.len() == 0 { end } else { index.first() };
-        while self
-            .entries
-            .back()
-            .is_some_and(|entry| entry.id.index >= end)
-        {
+        while self.entries.back().is_some_and(|entry| entry.id.index >= end) {
             let entry = self.entries.pop_back();
             self.forget(entry);
         }
-        while self
-            .entries
-            .front()
-            .is_some_and(|entry| entry.id.index < first)
-        {
+        while self.entries.front().is_some_and(|entry| entry.id.index < first) {
             let entry = self.entries.pop_front();
             self.forget(entry);
         }
@@ -76,9 +64,7 @@ impl Cache {
     pub(super) fn evict(&mut self, index: &Index, written: Position) {
         while self.bytes > self.limit_bytes {
             let Some(first) = self.first() else { return };
-            let slot = index
-                .slot(first)
-                .expect("invariant: the cache holds entries of the log");
+            let slot = index.slot(first).expect("invariant: the cache holds entries of the log");
             if slot.position >= written {
                 return;
             }

@@ -69,27 +69,17 @@ pub(super) struct DirectoryDisk {
 impl DirectoryDisk {
     /// Opens the directory, making it when it is not there.
     pub(super) fn open(path: &Path) -> Result<Self, LogError> {
-        let failed = |action, source| LogError::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        };
+        let failed = |action, source| LogError::Io { action, path: path.to_path_buf(), source };
         if !path.is_dir() {
             fs::create_dir_all(path).map_err(|source| failed("creating", source))?;
-            if let Some(parent) = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-            {
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 File::open(parent)
                     .and_then(|parent| parent.sync_all())
                     .map_err(|source| failed("syncing the parent of", source))?;
             }
         }
         let directory = File::open(path).map_err(|source| failed("opening", source))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            directory,
-        })
+        Ok(Self { path: path.to_path_buf(), directory })
     }
 }
 
@@ -100,11 +90,7 @@ impl Disk for DirectoryDisk {
 
     fn lock(&self) -> Result<Box<dyn Any + Send>, LogError> {
         let path = self.path(LOCK_FILE);
-        let failed = |action, source| LogError::Io {
-            action,
-            path: path.clone(),
-            source,
-        };
+        let failed = |action, source| LogError::Io { action, path: path.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -119,10 +105,7 @@ impl Disk for DirectoryDisk {
                 let read = file.take(MAX_OWNER_BYTES).read_to_string(&mut owner);
                 let owner = owner.trim();
                 let owner = (read.is_ok() && !owner.is_empty()).then(|| owner.to_owned());
-                return Err(LogError::Locked {
-                    directory: self.path.clone(),
-                    owner,
-                });
+                return Err(LogError::Locked { directory: self.path.clone(), owner });
             }
             Err(TryLockError::Error(source)) => return Err(failed("locking", source)),
         }
@@ -146,20 +129,11 @@ impl Disk for DirectoryDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(self.path(name))?,
-        ))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(self.path(name))?))
     }
 
     fn create(&self, name: &str, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(self.path(name))?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.path(name))?;
         match reserve(&file, length) {
             Ok(()) => Ok(Arc::new(file)),
             Err(error) => {

@@ -121,10 +121,9 @@ impl LogError {
     pub fn class(&self) -> ErrorClass {
         match self {
             LogError::DiskFull { .. } => ErrorClass::Retryable,
-            LogError::NotNext { .. }
-            | LogError::Purged { .. }
-            | LogError::TooLarge { .. }
-            | LogError::Closed => ErrorClass::Rejected,
+            LogError::NotNext { .. } | LogError::Purged { .. } | LogError::TooLarge { .. } | LogError::Closed => {
+                ErrorClass::Rejected
+            }
             LogError::Damaged { .. }
             | LogError::Missing { .. }
             | LogError::NewerFormat { .. }

@@ -70,27 +70,13 @@ impl Log {
     }
 
     pub(super) fn open_on(disk: Arc<dyn Disk>, options: &LogOptions) -> Result<Self, LogError> {
-        let Opened {
-            shared,
-            writer,
-            lock,
-        } = open::open(disk, options)?;
+        let Opened { shared, writer, lock } = open::open(disk, options)?;
         let thread = thread::Builder::new()
             .name("raft-log".to_owned())
             .spawn(move || run(writer, lock))
-            .map_err(|source| LogError::Io {
-                action: "starting the thread of",
-                path: shared.disk.path(""),
-                source,
-            })?;
+            .map_err(|source| LogError::Io { action: "starting the thread of", path: shared.disk.path(""), source })?;
         let thread_id = thread.thread().id();
-        Ok(Self {
-            inner: Arc::new(Inner {
-                shared,
-                thread: Mutex::new(Some(thread)),
-                thread_id,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), thread_id }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -113,10 +99,7 @@ impl Log {
     /// The ends of the log.
     pub fn state(&self) -> LogState {
         let state = self.lock();
-        LogState {
-            purged: state.index.purged(),
-            last: state.index.last(),
-        }
+        LogState { purged: state.index.purged(), last: state.index.last() }
     }
 
     /// Adds entries after the last one. They can be read when this returns; `done` is called once
@@ -141,9 +124,7 @@ impl Log {
         {
             self.inner.shared.room.wait(&mut state);
         }
-        self.submit(state, |state, disk| {
-            state.append(disk, entries, Box::new(done))
-        })
+        self.submit(state, |state, disk| state.append(disk, entries, Box::new(done)))
     }
 
     /// Drops the entries after index `last`; `None` drops all that are not purged. They cannot be
@@ -158,9 +139,7 @@ impl Log {
         last: Option<u64>,
         done: impl FnOnce(io::Result<()>) + Send + 'static,
     ) -> Result<(), LogError> {
-        self.submit(self.lock(), |state, disk| {
-            state.truncate_after(disk, last, Box::new(done))
-        })
+        self.submit(self.lock(), |state, disk| state.truncate_after(disk, last, Box::new(done)))
     }
 
     /// Drops the entries up to `upto`, inclusive. When the log ends before `upto` it is empty
@@ -170,14 +149,8 @@ impl Log {
     /// # Errors
     /// Without effect, and `done` is dropped: [`LogError::DiskFull`] (only after dozens of purges
     /// that freed no segment), [`LogError::Io`], [`LogError::Failed`], [`LogError::Closed`].
-    pub fn purge(
-        &self,
-        upto: EntryId,
-        done: impl FnOnce(io::Result<()>) + Send + 'static,
-    ) -> Result<(), LogError> {
-        self.submit(self.lock(), |state, disk| {
-            state.purge(disk, upto, Box::new(done))
-        })
+    pub fn purge(&self, upto: EntryId, done: impl FnOnce(io::Result<()>) + Send + 'static) -> Result<(), LogError> {
+        self.submit(self.lock(), |state, disk| state.purge(disk, upto, Box::new(done)))
     }
 
     /// Replaces the vote. [`Log::vote`] returns it at once; `done` is called once it, and all
@@ -186,17 +159,9 @@ impl Log {
     /// # Errors
     /// Without effect, and `done` is dropped: [`LogError::TooLarge`] above [`MAX_VOTE_BYTES`],
     /// [`LogError::Failed`], [`LogError::Closed`].
-    pub fn save_vote(
-        &self,
-        vote: &[u8],
-        done: impl FnOnce(io::Result<()>) + Send + 'static,
-    ) -> Result<(), LogError> {
+    pub fn save_vote(&self, vote: &[u8], done: impl FnOnce(io::Result<()>) + Send + 'static) -> Result<(), LogError> {
         if vote.len() > MAX_VOTE_BYTES {
-            return Err(LogError::TooLarge {
-                what: "a vote",
-                bytes: vote.len(),
-                limit_bytes: MAX_VOTE_BYTES,
-            });
+            return Err(LogError::TooLarge { what: "a vote", bytes: vote.len(), limit_bytes: MAX_VOTE_BYTES });
         }
         let vote = Bytes::copy_from_slice(vote);
         self.submit(self.lock(), |state, _| {
@@ -234,11 +199,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Damaged`] or [`LogError::Io`] when an entry cannot be read from its segment.
-    pub fn read(
-        &self,
-        range: Range<u64>,
-        max_bytes: Option<usize>,
-    ) -> Result<Vec<Entry>, LogError> {
+    pub fn read(&self, range: Range<u64>, max_bytes: Option<usize>) -> Result<Vec<Entry>, LogError> {
         let sources = self.lock().sources(range.start, range.end, max_bytes);
         let mut entries = Vec::with_capacity(sources.len());
         let mut stored: Vec<(u64, Slot)> = Vec::new();
@@ -249,15 +210,10 @@ impl Log {
                     self.read_stored(stored_in.take(), &mut stored, &mut entries)?;
                     entries.push(entry);
                 }
-                Source::Stored {
-                    index,
-                    slot,
-                    segment,
-                } => {
+                Source::Stored { index, slot, segment } => {
                     let joins = match (stored.first(), stored.last()) {
                         (Some((_, first)), Some((_, last))) => {
-                            let end =
-                                last.position.offset() + record_bytes(last.payload_bytes as usize);
+                            let end = last.position.offset() + record_bytes(last.payload_bytes as usize);
                             last.position.segment() == slot.position.segment()
                                 && end == slot.position.offset()
                                 && end - first.position.offset() < MAX_READ_BYTES
@@ -283,48 +239,31 @@ impl Log {
         stored: &mut Vec<(u64, Slot)>,
         entries: &mut Vec<Entry>,
     ) -> Result<(), LogError> {
-        let (Some(segment), Some(&(_, first)), Some(&(_, last))) =
-            (segment, stored.first(), stored.last())
-        else {
+        let (Some(segment), Some(&(_, first)), Some(&(_, last))) = (segment, stored.first(), stored.last()) else {
             return Ok(());
         };
         let path = || self.inner.shared.disk.path(&segment_name(segment.number));
         let start = first.position.offset();
         let end = last.position.offset() + record_bytes(last.payload_bytes as usize);
         let mut bytes = vec![0; (end - start) as usize];
-        segment
-            .file
-            .read_at(&mut bytes, u64::from(start))
-            .map_err(|source| LogError::Io {
-                action: "reading",
-                path: path(),
-                source,
-            })?;
+        segment.file.read_at(&mut bytes, u64::from(start)).map_err(|source| LogError::Io {
+            action: "reading",
+            path: path(),
+            source,
+        })?;
         let bytes = Bytes::from(bytes);
         for (index, slot) in stored.drain(..) {
             let at = (slot.position.offset() - start) as usize;
-            let id = EntryId {
-                term: slot.term,
-                index,
-            };
+            let id = EntryId { term: slot.term, index };
             match decode_record(&bytes[at..], segment.number, segment.salt) {
-                Decoded::Record(header, payload)
-                    if header.record_type == RecordType::Entry && header.id == id =>
-                {
-                    entries.push(Entry {
-                        id,
-                        kind: header.kind,
-                        payload: bytes.slice_ref(payload),
-                    });
+                Decoded::Record(header, payload) if header.record_type == RecordType::Entry && header.id == id => {
+                    entries.push(Entry { id, kind: header.kind, payload: bytes.slice_ref(payload) });
                 }
                 _ => {
                     return Err(LogError::Damaged {
                         path: path(),
                         offset: u64::from(slot.position.offset()),
-                        detail: format!(
-                            "entry {index} of term {} cannot be read any more",
-                            slot.term
-                        ),
+                        detail: format!("entry {index} of term {} cannot be read any more", slot.term),
                     });
                 }
             }
@@ -336,6 +275,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Failed`], [`LogError::Closed`].
+    #[cfg_attr(not(test), allow(dead_code, reason = "the blocking form, for tests and tools"))]
     pub fn flush(&self) -> Result<(), LogError> {
         let (sender, receiver) = mpsc::channel();
         self.submit(self.lock(), |state, _| {
@@ -347,12 +287,8 @@ impl Log {
         })?;
         match receiver.recv() {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(LogError::Failed {
-                reason: error.to_string(),
-            }),
-            Err(_) => Err(LogError::Failed {
-                reason: "its writer thread has ended".to_owned(),
-            }),
+            Ok(Err(error)) => Err(LogError::Failed { reason: error.to_string() }),
+            Err(_) => Err(LogError::Failed { reason: "its writer thread has ended".to_owned() }),
         }
     }
 

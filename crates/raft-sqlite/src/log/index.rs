@@ -32,12 +32,7 @@ pub(super) struct Index {
 impl Index {
     /// As a segment header describes it.
     pub(super) fn new(purged: Option<EntryId>, last: Option<EntryId>) -> Self {
-        Self {
-            purged,
-            before: last,
-            first: last.map_or(0, |last| last.index + 1),
-            slots: VecDeque::new(),
-        }
+        Self { purged, before: last, first: last.map_or(0, |last| last.index + 1), slots: VecDeque::new() }
     }
 
     pub(super) fn purged(&self) -> Option<EntryId> {
@@ -47,10 +42,7 @@ impl Index {
     /// The newest entry, or the last purged one.
     pub(super) fn last(&self) -> Option<EntryId> {
         match self.slots.back() {
-            Some(slot) => Some(EntryId {
-                term: slot.term,
-                index: self.first + self.slots.len() as u64 - 1,
-            }),
+            Some(slot) => Some(EntryId { term: slot.term, index: self.first + self.slots.len() as u64 - 1 }),
             None => self.before,
         }
     }
@@ -70,8 +62,7 @@ impl Index {
     }
 
     pub(super) fn slot(&self, index: u64) -> Option<&Slot> {
-        self.slots
-            .get(usize::try_from(index.checked_sub(self.first)?).ok()?)
+        self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
     /// Place of the oldest entry that is not purged.
@@ -92,11 +83,7 @@ impl Index {
         if self.slots.is_empty() {
             self.first = id.index;
         }
-        self.slots.push_back(Slot {
-            position,
-            payload_bytes,
-            term: id.term,
-        });
+        self.slots.push_back(Slot { position, payload_bytes, term: id.term });
         true
     }
 
@@ -107,8 +94,7 @@ impl Index {
         }
         if last.index >= self.first {
             let keep = last.index - self.first + 1;
-            self.slots
-                .truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+            self.slots.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
         } else {
             self.slots.clear();
             self.before = Some(last);

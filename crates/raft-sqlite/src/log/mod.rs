@@ -61,9 +61,7 @@ mod tests;
 
 pub use error::LogError;
 pub use handle::Log;
-pub use record::MAX_PAYLOAD_BYTES;
 pub use statistics::{LogStatistics, SYNC_LATENCY_BUCKETS};
-pub use vote::MAX_VOTE_BYTES;
 
 /// Names one entry: two logs that hold an entry with the same id hold the same entries up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

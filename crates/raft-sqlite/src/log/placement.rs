@@ -29,9 +29,7 @@ pub(super) fn spare_name(number: u64) -> String {
 /// The length of ordinary segments for this option.
 pub(super) fn segment_length(segment_bytes: u64) -> u32 {
     // Fits: the bound is 1 GiB.
-    segment_bytes
-        .clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES)
-        .next_multiple_of(LENGTH_UNIT) as u32
+    segment_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES).next_multiple_of(LENGTH_UNIT) as u32
 }
 
 /// An open segment file.
@@ -97,27 +95,17 @@ impl Placement {
     }
 
     pub(super) fn newest(&self) -> &Arc<Segment> {
-        self.segments
-            .back()
-            .expect("invariant: a log has a segment")
+        self.segments.back().expect("invariant: a log has a segment")
     }
 
     pub(super) fn segment(&self, number: u32) -> &Arc<Segment> {
-        let first = self
-            .segments
-            .front()
-            .expect("invariant: a log has a segment")
-            .number;
+        let first = self.segments.front().expect("invariant: a log has a segment").number;
         &self.segments[(number - first) as usize]
     }
 
     /// Takes a place in the newest segment, leaving `reserve` bytes at its end.
     pub(super) fn place_here(&mut self, bytes: u32, reserve: u32) -> Option<Position> {
-        let room = self
-            .newest()
-            .length
-            .saturating_sub(reserve)
-            .saturating_sub(self.cursor);
+        let room = self.newest().length.saturating_sub(reserve).saturating_sub(self.cursor);
         (bytes <= room).then(|| {
             let position = self.end();
             self.cursor += bytes;
@@ -143,12 +131,7 @@ impl Placement {
         // Fits: a record is at most 1 GiB and a bit.
         let spare = self.take_spare(disk, needed.next_multiple_of(LENGTH_UNIT) as u32)?;
         let number = self.newest().number + 1;
-        let segment = Arc::new(Segment {
-            number,
-            length: spare.length,
-            salt: new_salt(),
-            file: spare.file,
-        });
+        let segment = Arc::new(Segment { number, length: spare.length, salt: new_salt(), file: spare.file });
         let header = SegmentHeader {
             number,
             length: segment.length,
@@ -161,24 +144,13 @@ impl Placement {
         };
         self.segments.push_back(Arc::clone(&segment));
         self.cursor = RECORDS_START;
-        let position = self
-            .place_here(bytes, reserve)
-            .expect("invariant: a new segment has room for the record it is made for");
-        Ok((
-            Some(Rotation {
-                segment,
-                spare_name: spare.name,
-                header,
-            }),
-            position,
-        ))
+        let position =
+            self.place_here(bytes, reserve).expect("invariant: a new segment has room for the record it is made for");
+        Ok((Some(Rotation { segment, spare_name: spare.name, header }), position))
     }
 
     pub(super) fn savepoint(&self) -> Savepoint {
-        Savepoint {
-            segments: self.segments.len(),
-            cursor: self.cursor,
-        }
+        Savepoint { segments: self.segments.len(), cursor: self.cursor }
     }
 
     /// Takes back all places since the savepoint, with the segments begun for them.
@@ -190,19 +162,10 @@ impl Placement {
     ) {
         self.segments.truncate(savepoint.segments);
         self.cursor = savepoint.cursor;
-        for Rotation {
-            segment,
-            spare_name: name,
-            ..
-        } in rotations
-        {
+        for Rotation { segment, spare_name: name, .. } in rotations {
             if segment.length == self.segment_length {
                 let file = Arc::clone(&segment.file);
-                self.spares.push(Spare {
-                    name,
-                    length: segment.length,
-                    file,
-                });
+                self.spares.push(Spare { name, length: segment.length, file });
             } else if let Err(error) = disk.remove(&name) {
                 // The next open deletes it.
                 tracing::warn!(%error, name, "an unused file of the Raft log could not be deleted");
@@ -214,10 +177,7 @@ impl Placement {
     fn take_spare(&mut self, disk: &dyn Disk, needed: u32) -> Result<Spare, LogError> {
         // A file that a reader still holds as an old segment must not be written to; no new reader
         // can come.
-        let free = self
-            .spares
-            .iter()
-            .position(|spare| spare.length >= needed && Arc::strong_count(&spare.file) == 1);
+        let free = self.spares.iter().position(|spare| spare.length >= needed && Arc::strong_count(&spare.file) == 1);
         if let Some(free) = free {
             return Ok(self.spares.swap_remove(free));
         }
@@ -235,14 +195,8 @@ impl Placement {
 
     /// Bytes of records that fit without a new file.
     pub(super) fn ready_bytes(&self) -> u64 {
-        let room = |length: u32, start: u32| {
-            u64::from(length.saturating_sub(CONTROL_RESERVE_BYTES + start))
-        };
-        let spare: u64 = self
-            .spares
-            .iter()
-            .map(|spare| room(spare.length, RECORDS_START))
-            .sum();
+        let room = |length: u32, start: u32| u64::from(length.saturating_sub(CONTROL_RESERVE_BYTES + start));
+        let spare: u64 = self.spares.iter().map(|spare| room(spare.length, RECORDS_START)).sum();
         room(self.newest().length, self.cursor) + spare
     }
 }
@@ -254,21 +208,9 @@ impl Placement {
 pub(super) fn create_spare(disk: &dyn Disk, name: String, length: u32) -> Result<Spare, LogError> {
     match disk.create(&name, u64::from(length)) {
         Ok(file) => Ok(Spare { name, length, file }),
-        Err(source)
-            if matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            Err(LogError::DiskFull {
-                path: disk.path(&name),
-                source,
-            })
+        Err(source) if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(LogError::DiskFull { path: disk.path(&name), source })
         }
-        Err(source) => Err(LogError::Io {
-            action: "making",
-            path: disk.path(&name),
-            source,
-        }),
+        Err(source) => Err(LogError::Io { action: "making", path: disk.path(&name), source }),
     }
 }

@@ -26,13 +26,7 @@ pub(super) struct PlacedRecord {
 impl PlacedRecord {
     /// A record without payload.
     pub(super) fn control(record_type: RecordType, position: Position, id: EntryId) -> Self {
-        Self {
-            record_type,
-            position,
-            id,
-            kind: 0,
-            payload: Bytes::new(),
-        }
+        Self { record_type, position, id, kind: 0, payload: Bytes::new() }
     }
 }
 

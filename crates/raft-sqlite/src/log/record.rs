@@ -162,16 +162,11 @@ pub(super) fn decode_record(bytes: &[u8], segment: u32, salt: u32) -> Decoded<'_
         segment,
         salt,
         epoch: u32_at(bytes, 40),
-        id: EntryId {
-            term: u64_at(bytes, 24),
-            index: u64_at(bytes, 32),
-        },
+        id: EntryId { term: u64_at(bytes, 24), index: u64_at(bytes, 32) },
     };
     let payload = bytes[header_bytes..].get(..header.payload_bytes as usize);
     match payload {
-        Some(payload) if crc32c::crc32c(payload) == u32_at(bytes, 4) => {
-            Decoded::Record(header, payload)
-        }
+        Some(payload) if crc32c::crc32c(payload) == u32_at(bytes, 4) => Decoded::Record(header, payload),
         _ => Decoded::BadPayload(header),
     }
 }
@@ -197,11 +192,9 @@ impl SegmentHeader {
     pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         let mut flags = 0;
-        for (id, flag, at) in [
-            (self.purged, FLAG_PURGED, 48),
-            (self.last, FLAG_LAST, 64),
-            (self.committed, FLAG_COMMITTED, 80),
-        ] {
+        for (id, flag, at) in
+            [(self.purged, FLAG_PURGED, 48), (self.last, FLAG_LAST, 64), (self.committed, FLAG_COMMITTED, 80)]
+        {
             if let Some(id) = id {
                 flags |= flag;
                 bytes[at..at + 8].copy_from_slice(&id.term.to_le_bytes());
@@ -235,9 +228,7 @@ impl SegmentHeader {
             return Err(HeaderError::Damaged("it does not start as a segment"));
         }
         if crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) != u32_at(bytes, SEGMENT_CRC_AT) {
-            return Err(HeaderError::Damaged(
-                "the segment header's checksum is wrong",
-            ));
+            return Err(HeaderError::Damaged("the segment header's checksum is wrong"));
         }
         let version = u32_at(bytes, 8);
         if version > FORMAT_VERSION {
@@ -247,12 +238,8 @@ impl SegmentHeader {
             return Err(HeaderError::Damaged("format version 0 does not exist"));
         }
         let flags = u32_at(bytes, 32);
-        let id = |flag, at| {
-            (flags & flag != 0).then(|| EntryId {
-                term: u64_at(bytes, at),
-                index: u64_at(bytes, at + 8),
-            })
-        };
+        let id =
+            |flag, at| (flags & flag != 0).then(|| EntryId { term: u64_at(bytes, at), index: u64_at(bytes, at + 8) });
         Ok(Self {
             number: u32_at(bytes, 12),
             length: u32_at(bytes, 16),

@@ -16,9 +16,8 @@ use super::disk::Disk;
 use super::index::Index;
 use super::placement::{Segment, segment_name};
 use super::record::{
-    Decoded, FORMAT_VERSION, HeaderError, Position, RECORD_ALIGNMENT, RECORD_HEADER_BYTES,
-    RECORDS_START, RecordHeader, RecordType, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record,
-    record_bytes,
+    Decoded, FORMAT_VERSION, HeaderError, Position, RECORD_ALIGNMENT, RECORD_HEADER_BYTES, RECORDS_START, RecordHeader,
+    RecordType, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record, record_bytes,
 };
 use super::vote::{FoundVote, VOTE_FILE};
 use super::{EntryId, LogError};
@@ -55,10 +54,7 @@ pub(super) struct Tail {
 /// [`LogError::Damaged`], [`LogError::Missing`], [`LogError::NewerFormat`], [`LogError::Io`].
 pub(super) fn recover(disk: &dyn Disk, names: &[String]) -> Result<Option<Recovered>, LogError> {
     let vote = FoundVote::read(disk, names)?;
-    let mut numbers: Vec<u32> = names
-        .iter()
-        .filter_map(|name| segment_number(name))
-        .collect();
+    let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
     let Some(&newest) = numbers.last() else {
         return match vote {
@@ -70,12 +66,7 @@ pub(super) fn recover(disk: &dyn Disk, names: &[String]) -> Result<Option<Recove
         };
     };
     // Without a gap up to the newest.
-    let run = numbers
-        .iter()
-        .rev()
-        .zip((1..=newest).rev())
-        .take_while(|(found, expected)| *found == expected)
-        .count();
+    let run = numbers.iter().rev().zip((1..=newest).rev()).take_while(|(found, expected)| *found == expected).count();
     let leftover = numbers[..numbers.len() - run].to_vec();
     let numbers = &numbers[numbers.len() - run..];
 
@@ -94,20 +85,13 @@ pub(super) fn recover(disk: &dyn Disk, names: &[String]) -> Result<Option<Recove
     for (place, (segment, header)) in opened.iter().enumerate() {
         replay.begin(disk, header)?;
         let mut bytes = vec![0; segment.length as usize];
-        segment
-            .file
-            .read_at(&mut bytes, 0)
-            .map_err(|source| reading(disk, segment.number, source))?;
+        segment.file.read_at(&mut bytes, 0).map_err(|source| reading(disk, segment.number, source))?;
         match opened.get(place + 1) {
             Some((_, next)) => replay.sealed(disk, segment, &bytes, next.previous_end)?,
             None => {
                 let end = replay.newest(disk, segment, &bytes)?;
                 let synced = replay.synced;
-                tail = Some(Tail {
-                    synced,
-                    end,
-                    unsynced: bytes[synced as usize..end as usize].to_vec(),
-                });
+                tail = Some(Tail { synced, end, unsynced: bytes[synced as usize..end as usize].to_vec() });
             }
         }
     }
@@ -148,76 +132,40 @@ fn segment_number(name: &str) -> Option<u32> {
 }
 
 fn reading(disk: &dyn Disk, number: u32, source: std::io::Error) -> LogError {
-    LogError::Io {
-        action: "reading",
-        path: disk.path(&segment_name(number)),
-        source,
-    }
+    LogError::Io { action: "reading", path: disk.path(&segment_name(number)), source }
 }
 
 fn damaged(disk: &dyn Disk, number: u32, offset: u32, detail: impl Into<String>) -> LogError {
-    LogError::Damaged {
-        path: disk.path(&segment_name(number)),
-        offset: u64::from(offset),
-        detail: detail.into(),
-    }
+    LogError::Damaged { path: disk.path(&segment_name(number)), offset: u64::from(offset), detail: detail.into() }
 }
 
 /// Opens a segment and reads its header, which was synced before the file got its name.
 fn open_segment(disk: &dyn Disk, number: u32) -> Result<(Arc<Segment>, SegmentHeader), LogError> {
-    let file = disk
-        .open(&segment_name(number))
-        .map_err(|source| reading(disk, number, source))?;
-    let length = file
-        .length()
-        .map_err(|source| reading(disk, number, source))?;
+    let file = disk.open(&segment_name(number)).map_err(|source| reading(disk, number, source))?;
+    let length = file.length().map_err(|source| reading(disk, number, source))?;
     if length < u64::from(RECORDS_START) {
-        return Err(damaged(
-            disk,
-            number,
-            0,
-            format!("the file has only {length} bytes"),
-        ));
+        return Err(damaged(disk, number, 0, format!("the file has only {length} bytes")));
     }
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    file.read_at(&mut bytes, 0)
-        .map_err(|source| reading(disk, number, source))?;
+    file.read_at(&mut bytes, 0).map_err(|source| reading(disk, number, source))?;
     let header = SegmentHeader::decode(&bytes).map_err(|error| match error {
         HeaderError::Damaged(detail) => damaged(disk, number, 0, detail),
-        HeaderError::Newer(found) => LogError::NewerFormat {
-            path: disk.path(&segment_name(number)),
-            found,
-            supported: FORMAT_VERSION,
-        },
+        HeaderError::Newer(found) => {
+            LogError::NewerFormat { path: disk.path(&segment_name(number)), found, supported: FORMAT_VERSION }
+        }
     })?;
     if header.number != number {
-        return Err(damaged(
-            disk,
-            number,
-            0,
-            format!("it is segment {} under another name", header.number),
-        ));
+        return Err(damaged(disk, number, 0, format!("it is segment {} under another name", header.number)));
     }
     if header.length < RECORDS_START || length < u64::from(header.length) {
         return Err(damaged(
             disk,
             number,
             0,
-            format!(
-                "the file has {length} bytes, and was made with {}",
-                header.length
-            ),
+            format!("the file has {length} bytes, and was made with {}", header.length),
         ));
     }
-    Ok((
-        Arc::new(Segment {
-            number,
-            length: header.length,
-            salt: header.salt,
-            file,
-        }),
-        header,
-    ))
+    Ok((Arc::new(Segment { number, length: header.length, salt: header.salt, file }), header))
 }
 
 /// The state of the log as records are read.
@@ -232,10 +180,7 @@ struct Replay {
 impl Replay {
     /// Checks that a segment begins where the one before it ended.
     fn begin(&mut self, disk: &dyn Disk, header: &SegmentHeader) -> Result<(), LogError> {
-        if header.purged != self.index.purged()
-            || header.last != self.index.last()
-            || header.epoch < self.epoch
-        {
+        if header.purged != self.index.purged() || header.last != self.index.last() || header.epoch < self.epoch {
             return Err(damaged(
                 disk,
                 header.number,
@@ -256,13 +201,7 @@ impl Replay {
     }
 
     /// Replays a segment whose records must be good up to `end`.
-    fn sealed(
-        &mut self,
-        disk: &dyn Disk,
-        segment: &Segment,
-        bytes: &[u8],
-        end: u32,
-    ) -> Result<(), LogError> {
+    fn sealed(&mut self, disk: &dyn Disk, segment: &Segment, bytes: &[u8], end: u32) -> Result<(), LogError> {
         let stopped = self.records(disk, segment, &bytes[..bytes.len().min(end as usize)])?;
         if stopped == end {
             return Ok(());
@@ -276,12 +215,7 @@ impl Replay {
     }
 
     /// Replays the newest segment and returns where its records end.
-    fn newest(
-        &mut self,
-        disk: &dyn Disk,
-        segment: &Segment,
-        bytes: &[u8],
-    ) -> Result<u32, LogError> {
+    fn newest(&mut self, disk: &dyn Disk, segment: &Segment, bytes: &[u8]) -> Result<u32, LogError> {
         let end = self.records(disk, segment, bytes)?;
         let mut behind = end + RECORD_ALIGNMENT;
         let mut torn_records = 0u32;
@@ -318,17 +252,10 @@ impl Replay {
     }
 
     /// Replays records up to the first place where there is none; returns that place.
-    fn records(
-        &mut self,
-        disk: &dyn Disk,
-        segment: &Segment,
-        bytes: &[u8],
-    ) -> Result<u32, LogError> {
+    fn records(&mut self, disk: &dyn Disk, segment: &Segment, bytes: &[u8]) -> Result<u32, LogError> {
         let mut offset = RECORDS_START;
         while let Some(rest) = bytes.get(offset as usize..) {
-            let Decoded::Record(header, payload) =
-                decode_record(rest, segment.number, segment.salt)
-            else {
+            let Decoded::Record(header, payload) = decode_record(rest, segment.number, segment.salt) else {
                 break;
             };
             if header.epoch < self.epoch {
@@ -337,10 +264,7 @@ impl Replay {
                 break;
             }
             if header.synced > offset || header.synced < self.synced {
-                let detail = format!(
-                    "the record claims that all up to {} was on disk",
-                    header.synced
-                );
+                let detail = format!("the record claims that all up to {} was on disk", header.synced);
                 return Err(damaged(disk, segment.number, offset, detail));
             }
             let size = record_bytes(payload.len());
@@ -364,9 +288,7 @@ impl Replay {
 
     fn forget_committed_beyond_last(&mut self) {
         let last = self.index.last().map(|last| last.index);
-        self.committed = self
-            .committed
-            .filter(|committed| Some(committed.index) <= last);
+        self.committed = self.committed.filter(|committed| Some(committed.index) <= last);
     }
 
     /// False when the record cannot stand here.

@@ -17,11 +17,7 @@ pub(super) fn begin_segment(
     header: &SegmentHeader,
 ) -> Result<(), LogError> {
     let name = segment_name(segment.number);
-    let failed = |source| LogError::Io {
-        action: "beginning",
-        path: disk.path(&name),
-        source,
-    };
+    let failed = |source| LogError::Io { action: "beginning", path: disk.path(&name), source };
     let mut block = vec![0; RECORDS_START as usize];
     block[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
     segment.file.write_at(&block, 0).map_err(failed)?;
@@ -38,17 +34,11 @@ pub(super) fn release(shared: &Shared, below: u32, recycle: usize) -> Result<(),
     {
         let mut state = shared.state.lock();
         let placement = &mut state.placement;
-        while placement
-            .segments
-            .front()
-            .is_some_and(|segment| segment.number < below)
-        {
+        while placement.segments.front().is_some_and(|segment| segment.number < below) {
             let Some(segment) = placement.segments.pop_front() else {
                 break;
             };
-            if segment.length == placement.segment_length
-                && placement.spares.len() + kept.len() < recycle
-            {
+            if segment.length == placement.segment_length && placement.spares.len() + kept.len() < recycle {
                 kept.push((segment, placement.new_spare_name()));
             } else {
                 removed.push(segment);
@@ -59,32 +49,21 @@ pub(super) fn release(shared: &Shared, below: u32, recycle: usize) -> Result<(),
         return Ok(());
     }
     let disk = &*shared.disk;
-    let failed = |number, source| LogError::Io {
-        action: "recycling",
-        path: disk.path(&segment_name(number)),
-        source,
-    };
+    let failed = |number, source| LogError::Io { action: "recycling", path: disk.path(&segment_name(number)), source };
     for segment in &removed {
         let number = segment.number;
-        disk.remove(&segment_name(number))
-            .map_err(|source| failed(number, source))?;
+        disk.remove(&segment_name(number)).map_err(|source| failed(number, source))?;
     }
     for (segment, spare_name) in &kept {
         let number = segment.number;
-        disk.rename(&segment_name(number), spare_name)
-            .map_err(|source| failed(number, source))?;
+        disk.rename(&segment_name(number), spare_name).map_err(|source| failed(number, source))?;
     }
     // Before the files are written to under their new purpose.
-    disk.sync_directory()
-        .map_err(|source| failed(below, source))?;
+    disk.sync_directory().map_err(|source| failed(below, source))?;
     let mut state = shared.state.lock();
     for (segment, name) in kept {
         let file = Arc::clone(&segment.file);
-        state.placement.spares.push(Spare {
-            name,
-            length: segment.length,
-            file,
-        });
+        state.placement.spares.push(Spare { name, length: segment.length, file });
     }
     Ok(())
 }
@@ -97,10 +76,7 @@ pub(super) fn keep_spare(shared: &Shared) {
         if !state.placement.spares.is_empty() || state.closing {
             return;
         }
-        (
-            state.placement.new_spare_name(),
-            state.placement.segment_length,
-        )
+        (state.placement.new_spare_name(), state.placement.segment_length)
     };
     match create_spare(&*shared.disk, name, length) {
         Ok(spare) => shared.state.lock().placement.spares.push(spare),

@@ -24,11 +24,7 @@ const NO_ENTRY: EntryId = EntryId { term: 0, index: 0 };
 #[derive(Debug)]
 pub(super) enum Source {
     Cached(Entry),
-    Stored {
-        index: u64,
-        slot: Slot,
-        segment: Arc<Segment>,
-    },
+    Stored { index: u64, slot: Slot, segment: Arc<Segment> },
 }
 
 /// Everything that changes; behind one lock.
@@ -80,15 +76,9 @@ impl State {
     /// Refuses calls after a failure or a shutdown.
     pub(super) fn check_running(&self) -> Result<(), LogError> {
         if let Some(reason) = &self.failed {
-            return Err(LogError::Failed {
-                reason: reason.clone(),
-            });
+            return Err(LogError::Failed { reason: reason.clone() });
         }
-        if self.closing {
-            Err(LogError::Closed)
-        } else {
-            Ok(())
-        }
+        if self.closing { Err(LogError::Closed) } else { Ok(()) }
     }
 
     /// Accepts entries: they can be read when this returns.
@@ -96,12 +86,7 @@ impl State {
     /// # Errors
     /// Without effect: [`LogError::NotNext`], [`LogError::TooLarge`], [`LogError::DiskFull`],
     /// [`LogError::Io`] of a new file.
-    pub(super) fn append(
-        &mut self,
-        disk: &dyn Disk,
-        entries: Vec<Entry>,
-        done: Done,
-    ) -> Result<(), LogError> {
+    pub(super) fn append(&mut self, disk: &dyn Disk, entries: Vec<Entry>, done: Done) -> Result<(), LogError> {
         self.check_next(&entries)?;
         let savepoint = self.placement.savepoint();
         let mut steps = Vec::with_capacity(entries.len() + 2);
@@ -113,10 +98,7 @@ impl State {
         for entry in &entries {
             let bytes = record_bytes(entry.payload.len());
             let before = self.before(last);
-            match self
-                .placement
-                .place(disk, bytes, CONTROL_RESERVE_BYTES, before)
-            {
+            match self.placement.place(disk, bytes, CONTROL_RESERVE_BYTES, before) {
                 Ok((rotation, position)) => {
                     steps.extend(rotation.map(|rotation| Step::Rotate(Box::new(rotation))));
                     steps.push(Step::Write(PlacedRecord {
@@ -141,13 +123,8 @@ impl State {
         }
         self.committed_placed = committed_id.or(self.committed_placed);
         for (entry, position) in entries.into_iter().zip(positions) {
-            let pushed = self
-                .index
-                .push(entry.id, position, entry.payload.len() as u32);
-            assert!(
-                pushed,
-                "invariant: entries were checked to follow the last one"
-            );
+            let pushed = self.index.push(entry.id, position, entry.payload.len() as u32);
+            assert!(pushed, "invariant: entries were checked to follow the last one");
             self.cache.push(entry);
         }
         for step in steps {
@@ -169,11 +146,7 @@ impl State {
             let bytes = entry.payload.len();
             if bytes > MAX_PAYLOAD_BYTES {
                 let limit_bytes = MAX_PAYLOAD_BYTES;
-                return Err(LogError::TooLarge {
-                    what: "an entry",
-                    bytes,
-                    limit_bytes,
-                });
+                return Err(LogError::TooLarge { what: "an entry", bytes, limit_bytes });
             }
             next = Some(found + 1);
         }
@@ -185,32 +158,19 @@ impl State {
     ///
     /// # Errors
     /// Without effect: [`LogError::Purged`], [`LogError::DiskFull`], [`LogError::Io`].
-    pub(super) fn truncate_after(
-        &mut self,
-        disk: &dyn Disk,
-        last: Option<u64>,
-        done: Done,
-    ) -> Result<(), LogError> {
+    pub(super) fn truncate_after(&mut self, disk: &dyn Disk, last: Option<u64>, done: Done) -> Result<(), LogError> {
         let purged = self.index.purged().map(|purged| purged.index);
         if let (Some(last), Some(purged)) = (last, purged)
             && last < purged
         {
-            return Err(LogError::Purged {
-                index: last,
-                purged,
-            });
+            return Err(LogError::Purged { index: last, purged });
         }
         let nothing = match last {
             Some(last) => self.index.last().is_none_or(|newest| newest.index <= last),
             None => self.index.len() == 0,
         };
         if !nothing {
-            let kept = last.and_then(|index| {
-                self.index.slot(index).map(|slot| EntryId {
-                    term: slot.term,
-                    index,
-                })
-            });
+            let kept = last.and_then(|index| self.index.slot(index).map(|slot| EntryId { term: slot.term, index }));
             match kept {
                 Some(id) => {
                     self.write_control(disk, RecordType::TruncateAfter, id)?;
@@ -236,26 +196,14 @@ impl State {
     ///
     /// # Errors
     /// Without effect: [`LogError::DiskFull`], [`LogError::Io`].
-    pub(super) fn purge(
-        &mut self,
-        disk: &dyn Disk,
-        upto: EntryId,
-        done: Done,
-    ) -> Result<(), LogError> {
-        if self
-            .index
-            .purged()
-            .is_none_or(|purged| purged.index < upto.index)
-        {
+    pub(super) fn purge(&mut self, disk: &dyn Disk, upto: EntryId, done: Done) -> Result<(), LogError> {
+        if self.index.purged().is_none_or(|purged| purged.index < upto.index) {
             self.write_control(disk, RecordType::Purge, upto)?;
             self.index.purge(upto);
             self.cache.follow(&self.index);
             // Replay can begin with the segment of the oldest entry: its header has the rest.
             let newest = self.placement.newest().number;
-            let needed = self
-                .index
-                .first_position()
-                .map_or(newest, Position::segment);
+            let needed = self.index.first_position().map_or(newest, Position::segment);
             self.queue.push(Step::Release(needed));
         }
         self.queue.push(Step::Call(done));
@@ -284,29 +232,16 @@ impl State {
     /// The log before a record, when `last` is the newest entry before it.
     fn before(&self, last: Option<EntryId>) -> Before {
         let within = |id: &EntryId| last.is_some_and(|last| id.index <= last.index);
-        Before {
-            purged: self.index.purged(),
-            last,
-            committed: self.committed.filter(within),
-        }
+        Before { purged: self.index.purged(), last, committed: self.committed.filter(within) }
     }
 
-    fn write_control(
-        &mut self,
-        disk: &dyn Disk,
-        record_type: RecordType,
-        id: EntryId,
-    ) -> Result<(), LogError> {
+    fn write_control(&mut self, disk: &dyn Disk, record_type: RecordType, id: EntryId) -> Result<(), LogError> {
         let before = self.before(self.index.last());
         let (rotation, position) = self.placement.place(disk, record_bytes(0), 0, before)?;
         if let Some(rotation) = rotation {
             self.queue.push(Step::Rotate(Box::new(rotation)));
         }
-        self.queue.push(Step::Write(PlacedRecord::control(
-            record_type,
-            position,
-            id,
-        )));
+        self.queue.push(Step::Write(PlacedRecord::control(record_type, position, id)));
         Ok(())
     }
 
@@ -314,10 +249,7 @@ impl State {
     pub(super) fn committed_to_tell(&self) -> Option<EntryId> {
         self.committed.filter(|committed| {
             self.committed_placed != Some(*committed)
-                && self
-                    .index
-                    .last()
-                    .is_some_and(|last| committed.index <= last.index)
+                && self.index.last().is_some_and(|last| committed.index <= last.index)
         })
     }
 
@@ -357,10 +289,7 @@ impl State {
         let end = end.min(self.index.next().unwrap_or(0));
         let mut bytes = 0usize;
         for index in start..end {
-            let slot = *self
-                .index
-                .slot(index)
-                .expect("invariant: the range is within the log");
+            let slot = *self.index.slot(index).expect("invariant: the range is within the log");
             bytes = bytes.saturating_add(slot.payload_bytes as usize);
             if !sources.is_empty() && max_bytes.is_some_and(|max_bytes| bytes > max_bytes) {
                 break;
@@ -369,11 +298,7 @@ impl State {
                 Some(entry) => Source::Cached(entry.clone()),
                 None => {
                     let segment = Arc::clone(self.placement.segment(slot.position.segment()));
-                    Source::Stored {
-                        index,
-                        slot,
-                        segment,
-                    }
+                    Source::Stored { index, slot, segment }
                 }
             });
         }
@@ -386,10 +311,7 @@ impl State {
         LogStatistics {
             entries: self.index.len() as u64,
             segments: segments.len() as u64,
-            segment_bytes: segments
-                .iter()
-                .map(|segment| u64::from(segment.length))
-                .sum(),
+            segment_bytes: segments.iter().map(|segment| u64::from(segment.length)).sum(),
             spare_segments: self.placement.spares.len() as u64,
             ready_bytes: self.placement.ready_bytes(),
             cached_bytes: self.cache.bytes() as u64,

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 /// Upper bounds, in microseconds, of the buckets of [`LogStatistics::sync_latency`]; one more
 /// bucket holds what is slower.
-pub const SYNC_LATENCY_BUCKETS: [u64; 14] = [
-    50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 409_600,
-    1_638_400,
-];
+pub const SYNC_LATENCY_BUCKETS: [u64; 14] =
+    [50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 409_600, 1_638_400];
 
 /// Counters since [`super::Log::open`], and sizes now.
 #[derive(Clone, Debug, Default)]
@@ -50,8 +48,7 @@ impl LogStatistics {
         self.sync_time += time;
         self.sync_time_max = self.sync_time_max.max(time);
         let microseconds = time.as_micros();
-        let bucket =
-            SYNC_LATENCY_BUCKETS.partition_point(|bound| u128::from(*bound) < microseconds);
+        let bucket = SYNC_LATENCY_BUCKETS.partition_point(|bound| u128::from(*bound) < microseconds);
         self.sync_latency[bucket] += 1;
     }
 }

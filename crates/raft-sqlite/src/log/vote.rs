@@ -46,11 +46,7 @@ impl FoundVote {
         if !names.iter().any(|name| name == VOTE_FILE) {
             return Ok(None);
         }
-        let failed = |source| LogError::Io {
-            action: "reading",
-            path: disk.path(VOTE_FILE),
-            source,
-        };
+        let failed = |source| LogError::Io { action: "reading", path: disk.path(VOTE_FILE), source };
         let file = disk.open(VOTE_FILE).map_err(failed)?;
         let damaged = |offset: usize, detail: &str| LogError::Damaged {
             path: disk.path(VOTE_FILE),
@@ -74,9 +70,7 @@ impl FoundVote {
                         supported: FORMAT_VERSION,
                     });
                 }
-                Slot::Good(sequence, vote)
-                    if newest.as_ref().is_none_or(|newest| newest.1 < *sequence) =>
-                {
+                Slot::Good(sequence, vote) if newest.as_ref().is_none_or(|newest| newest.1 < *sequence) => {
                     newest = Some((number, *sequence, vote.clone()));
                 }
                 Slot::Good(..) | Slot::Bad => {}
@@ -87,14 +81,7 @@ impl FoundVote {
         };
         let other = 1 - number;
         let stale_slot = (slots[other] != slots[number]).then_some(other);
-        Ok(Some(Self {
-            file: VoteFile {
-                file,
-                sequence,
-                vote,
-            },
-            stale_slot,
-        }))
+        Ok(Some(Self { file: VoteFile { file, sequence, vote }, stale_slot }))
     }
 
     /// Makes both slots equal and durable.
@@ -102,13 +89,11 @@ impl FoundVote {
         if let Some(stale) = self.stale_slot {
             // After a failed sync the newest slot may be in the kernel's memory only. It is written
             // again first: until it is durable, the other slot is the one that is.
-            self.file
-                .write(&[1 - stale, stale], true)
-                .map_err(|source| LogError::Io {
-                    action: "writing",
-                    path: disk.path(VOTE_FILE),
-                    source,
-                })?;
+            self.file.write(&[1 - stale, stale], true).map_err(|source| LogError::Io {
+                action: "writing",
+                path: disk.path(VOTE_FILE),
+                source,
+            })?;
         }
         Ok(self.file)
     }
@@ -117,22 +102,12 @@ impl FoundVote {
 impl VoteFile {
     /// Makes the file with no vote in it, durably.
     pub(super) fn create(disk: &dyn Disk, names: &[String]) -> Result<Self, LogError> {
-        let failed = |source| LogError::Io {
-            action: "making",
-            path: disk.path(VOTE_FILE),
-            source,
-        };
+        let failed = |source| LogError::Io { action: "making", path: disk.path(VOTE_FILE), source };
         if names.iter().any(|name| name == NEW_VOTE_FILE) {
             disk.remove(NEW_VOTE_FILE).map_err(failed)?;
         }
-        let file = disk
-            .create(NEW_VOTE_FILE, 2 * SLOT_BYTES as u64)
-            .map_err(failed)?;
-        let file = Self {
-            file,
-            sequence: 1,
-            vote: None,
-        };
+        let file = disk.create(NEW_VOTE_FILE, 2 * SLOT_BYTES as u64).map_err(failed)?;
+        let file = Self { file, sequence: 1, vote: None };
         file.write(&[0, 1], true).map_err(failed)?;
         disk.rename(NEW_VOTE_FILE, VOTE_FILE).map_err(failed)?;
         disk.sync_directory().map_err(failed)?;
@@ -186,8 +161,7 @@ pub(super) fn encode_slot(sequence: u64, vote: Option<&[u8]>) -> Vec<u8> {
 }
 
 fn decode_slot(bytes: &[u8]) -> Slot {
-    let u32_at =
-        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let payload_bytes = u32_at(12) as usize;
     if &bytes[..8] != MAGIC || payload_bytes > SLOT_BYTES - HEADER_BYTES {
         return Slot::Bad;
@@ -202,8 +176,5 @@ fn decode_slot(bytes: &[u8]) -> Slot {
         _ => {}
     }
     let sequence = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
-    Slot::Good(
-        sequence,
-        (bytes[24] != 0).then(|| Bytes::copy_from_slice(payload)),
-    )
+    Slot::Good(sequence, (bytes[24] != 0).then(|| Bytes::copy_from_slice(payload)))
 }

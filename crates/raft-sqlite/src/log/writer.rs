@@ -12,9 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::disk::Disk;
 use super::placement::{Rotation, Segment, segment_name};
 use super::queue::{Done, PlacedRecord, Step};
-use super::record::{
-    Position, RECORDS_START, RecordHeader, RecordType, encode_record, record_bytes,
-};
+use super::record::{Position, RECORDS_START, RecordHeader, RecordType, encode_record, record_bytes};
 use super::recycle::{begin_segment, keep_spare, release};
 use super::state::State;
 use super::vote::{VOTE_FILE, VoteFile};
@@ -58,10 +56,7 @@ impl Shared {
 }
 
 fn stopped(reason: &str) -> io::Error {
-    LogError::Failed {
-        reason: reason.to_owned(),
-    }
-    .into()
+    LogError::Failed { reason: reason.to_owned() }.into()
 }
 
 /// The thread's own state.
@@ -107,11 +102,7 @@ impl Writer {
     pub(super) fn new(shared: Arc<Shared>, vote_file: VoteFile, options: &LogOptions) -> Self {
         let (segment, end, epoch) = {
             let placement = &shared.state.lock().placement;
-            (
-                Arc::clone(placement.newest()),
-                placement.cursor,
-                placement.epoch,
-            )
+            (Arc::clone(placement.newest()), placement.cursor, placement.epoch)
         };
         Self {
             shared,
@@ -122,11 +113,7 @@ impl Writer {
             sync: options.sync,
             mark_delay: options.mark_delay,
             recycle: options.recycle,
-            progress: Progress {
-                end,
-                unmarked: true,
-                ..Progress::default()
-            },
+            progress: Progress { end, unmarked: true, ..Progress::default() },
         }
     }
 
@@ -169,21 +156,11 @@ impl Writer {
                 return Work::Batch(steps, bytes);
             }
             if state.closing {
-                return Work::Stop(if state.failed.is_none() {
-                    state.place_mark()
-                } else {
-                    None
-                });
+                return Work::Stop(if state.failed.is_none() { state.place_mark() } else { None });
             }
             let to_tell = self.progress.unmarked || state.committed_to_tell().is_some();
             if to_tell && !self.progress.mark_refused {
-                if self
-                    .shared
-                    .work
-                    .wait_for(&mut state, self.mark_delay)
-                    .timed_out()
-                    && state.queue.is_empty()
-                {
+                if self.shared.work.wait_for(&mut state, self.mark_delay).timed_out() && state.queue.is_empty() {
                     match state.place_mark() {
                         Some(record) => return Work::Mark(record),
                         None => self.progress.mark_refused = true,
@@ -260,11 +237,7 @@ impl Writer {
     /// Nothing may be accepted any more when the first caller hears of the failure.
     fn tell_failure(&self, calls: Vec<Done>, error: &LogError) {
         let reason = error.to_string();
-        self.shared
-            .state
-            .lock()
-            .failed
-            .get_or_insert_with(|| reason.clone());
+        self.shared.state.lock().failed.get_or_insert_with(|| reason.clone());
         tracing::error!(reason, "the Raft log has stopped");
         for done in calls {
             done(Err(stopped(&reason)));
@@ -275,10 +248,7 @@ impl Writer {
         let progress = &mut self.progress;
         progress.mark_refused = false;
         let mut state = self.shared.state.lock();
-        state.written(
-            Position::new(self.segment.number, progress.end),
-            queued_bytes,
-        );
+        state.written(Position::new(self.segment.number, progress.end), queued_bytes);
         state.statistics.batches += 1;
         state.statistics.written_entries += std::mem::take(&mut progress.entries);
         state.statistics.written_bytes += std::mem::take(&mut progress.bytes);
@@ -317,14 +287,11 @@ impl Writer {
             return Ok(());
         }
         let start = u64::from(progress.end) - progress.buffer.len() as u64;
-        self.segment
-            .file
-            .write_at(&progress.buffer, start)
-            .map_err(|source| LogError::Io {
-                action: "writing",
-                path: self.shared.disk.path(&segment_name(self.segment.number)),
-                source,
-            })?;
+        self.segment.file.write_at(&progress.buffer, start).map_err(|source| LogError::Io {
+            action: "writing",
+            path: self.shared.disk.path(&segment_name(self.segment.number)),
+            source,
+        })?;
         progress.bytes += progress.buffer.len() as u64;
         progress.buffer.clear();
         progress.buffer.shrink_to(MAX_KEPT_BUFFER_BYTES);
@@ -340,10 +307,7 @@ impl Writer {
         self.timed_sync(|writer| {
             writer.segment.file.sync().map_err(|source| LogError::Io {
                 action: "syncing",
-                path: writer
-                    .shared
-                    .disk
-                    .path(&segment_name(writer.segment.number)),
+                path: writer.shared.disk.path(&segment_name(writer.segment.number)),
                 source,
             })
         })?;
@@ -353,10 +317,7 @@ impl Writer {
         Ok(())
     }
 
-    fn timed_sync(
-        &mut self,
-        sync: impl FnOnce(&mut Self) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    fn timed_sync(&mut self, sync: impl FnOnce(&mut Self) -> Result<(), LogError>) -> Result<(), LogError> {
         if self.sync != SyncMode::Full {
             return Ok(());
         }
@@ -371,11 +332,7 @@ impl Writer {
         // Also a mark: the next segment's header says that all before it is on disk.
         self.progress.unsynced |= self.progress.end > self.durable;
         self.sync()?;
-        let Rotation {
-            segment,
-            spare_name,
-            header,
-        } = rotation;
+        let Rotation { segment, spare_name, header } = rotation;
         begin_segment(&*self.shared.disk, &segment, &spare_name, &header)?;
         self.segment = segment;
         self.durable = RECORDS_START;
@@ -386,13 +343,11 @@ impl Writer {
     fn save_vote(&mut self, vote: Bytes) -> Result<(), LogError> {
         let sync = self.sync == SyncMode::Full;
         let start = Instant::now();
-        self.vote_file
-            .save(vote, sync)
-            .map_err(|source| LogError::Io {
-                action: "writing",
-                path: self.shared.disk.path(VOTE_FILE),
-                source,
-            })?;
+        self.vote_file.save(vote, sync).map_err(|source| LogError::Io {
+            action: "writing",
+            path: self.shared.disk.path(VOTE_FILE),
+            source,
+        })?;
         if sync {
             self.progress.syncs.push(start.elapsed());
         }

@@ -33,6 +33,9 @@ pub enum Purpose {
     Call,
 }
 
+/// Member, purpose, address.
+type Key = (u64, Purpose, String);
+
 /// A client of one member.
 pub type Client = PeerClient<InterceptedService<Channel, Outgoing>>;
 
@@ -41,17 +44,13 @@ pub type Client = PeerClient<InterceptedService<Channel, Outgoing>>;
 pub struct Channels {
     cluster_id: u64,
     tls: Option<tonic::transport::ClientTlsConfig>,
-    open: Arc<Mutex<HashMap<(u64, Purpose, String), Channel>>>,
+    open: Arc<Mutex<HashMap<Key, Channel>>>,
 }
 
 impl Channels {
     /// `tls`: for peers with `https://` addresses.
     pub fn new(cluster_id: u64, tls: Option<tonic::transport::ClientTlsConfig>) -> Self {
-        Self {
-            cluster_id,
-            tls,
-            open: Arc::default(),
-        }
+        Self { cluster_id, tls, open: Arc::default() }
     }
 
     /// A client of member `to` at `url`. Connects on first use.
@@ -69,10 +68,7 @@ impl Channels {
                 channel
             }
         };
-        let identity = Outgoing {
-            cluster_id: self.cluster_id,
-            to,
-        };
+        let identity = Outgoing { cluster_id: self.cluster_id, to };
         Ok(PeerClient::with_interceptor(channel, identity)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
@@ -88,13 +84,8 @@ impl Channels {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if url.starts_with("https://") {
-            let tls = self
-                .tls
-                .clone()
-                .unwrap_or_else(|| tonic::transport::ClientTlsConfig::new().with_enabled_roots());
-            endpoint = endpoint
-                .tls_config(tls)
-                .map_err(|error| format!("TLS for {url}: {error}"))?;
+            let tls = self.tls.clone().unwrap_or_else(|| tonic::transport::ClientTlsConfig::new().with_enabled_roots());
+            endpoint = endpoint.tls_config(tls).map_err(|error| format!("TLS for {url}: {error}"))?;
         }
         Ok(endpoint.connect_lazy())
     }

@@ -26,9 +26,7 @@ impl tonic::service::Interceptor for Outgoing {
             MetadataValue::try_from(format!("{number:016x}"))
                 .map_err(|error| Status::internal(format!("an id is no metadata value: {error}")))
         };
-        request
-            .metadata_mut()
-            .insert(CLUSTER_KEY, hex(self.cluster_id)?);
+        request.metadata_mut().insert(CLUSTER_KEY, hex(self.cluster_id)?);
         request.metadata_mut().insert(TO_KEY, hex(self.to)?);
         Ok(request)
     }
@@ -57,12 +55,10 @@ impl tonic::service::Interceptor for Incoming {
                 .and_then(|text| u64::from_str_radix(text, 16).ok())
         };
         match (stated(CLUSTER_KEY), stated(TO_KEY)) {
-            (Some(cluster), _) if cluster != self.cluster_id => {
-                Err(Status::failed_precondition(format!(
-                    "wrong cluster id: the caller belongs to cluster {cluster:016x}, this member ({:016x}) to {:016x}; check the initial cluster and the data directories of both",
-                    self.node_id, self.cluster_id
-                )))
-            }
+            (Some(cluster), _) if cluster != self.cluster_id => Err(Status::failed_precondition(format!(
+                "wrong cluster id: the caller belongs to cluster {cluster:016x}, this member ({:016x}) to {:016x}; check the initial cluster and the data directories of both",
+                self.node_id, self.cluster_id
+            ))),
             (Some(_), Some(to)) if to != self.node_id => Err(Status::failed_precondition(format!(
                 "wrong member id: the call is for member {to:016x}, this one is {:016x}; check which address belongs to which member",
                 self.node_id

@@ -10,13 +10,7 @@ pub mod channels;
 pub mod identity;
 
 /// Generated from proto/peer.proto.
-#[allow(
-    missing_docs,
-    missing_debug_implementations,
-    clippy::all,
-    clippy::unwrap_used,
-    unreachable_pub
-)]
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used, unreachable_pub)]
 pub mod proto {
     tonic::include_proto!("raftsqlite.peer.v1");
 }

@@ -13,12 +13,18 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(node) = node.upgrade() else { return };
+        if node.storage.is_full() && node.raft.is_leader() {
+            // Others have room, perhaps: this node takes no writes until it has.
+            tracing::warn!("no space is left for the log: handing the leadership over");
+            if let Err(error) = (super::Node { inner: node.clone() }).transfer_leader(None).await {
+                tracing::warn!(%error, "nobody took it over");
+            }
+        }
         let applied = *node.machine.applied_index().borrow();
         let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
         let entries = applied.saturating_sub(checkpointed);
         let memory_bytes = node.machine.memory_bytes();
-        let due = entries >= node.config.checkpoint_entries
-            || memory_bytes >= node.config.checkpoint_bytes;
+        let due = entries >= node.config.checkpoint_entries || memory_bytes >= node.config.checkpoint_bytes;
         if due && entries > 0 && node.raft.trigger().snapshot().await.is_err() {
             return;
         }

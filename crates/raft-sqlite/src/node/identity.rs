@@ -31,10 +31,7 @@ struct IdentityJson {
 }
 
 fn io(path: &Path, source: std::io::Error) -> StartError {
-    StartError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    StartError::Io { path: path.to_owned(), source }
 }
 
 impl Identity {
@@ -78,11 +75,8 @@ impl Identity {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(&path, error)),
         };
-        let damaged = |why: String| {
-            StartError::Configuration(format!("{} is damaged: {why}", path.display()))
-        };
-        let json: IdentityJson =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let damaged = |why: String| StartError::Configuration(format!("{} is damaged: {why}", path.display()));
+        let json: IdentityJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         if json.format_version > FORMAT_VERSION {
             return Err(StartError::Configuration(format!(
                 "{} has format version {}, written by raft-sqlite {}; this program ({}) knows up to {FORMAT_VERSION}: use that version or a newer one",
@@ -92,14 +86,8 @@ impl Identity {
                 env!("CARGO_PKG_VERSION"),
             )));
         }
-        let id = |hex: &str| {
-            u64::from_str_radix(hex, 16).map_err(|error| damaged(format!("{hex:?}: {error}")))
-        };
-        Ok(Some(Identity {
-            cluster_id: id(&json.cluster_id)?,
-            node_id: NodeId(id(&json.node_id)?),
-            name: json.name,
-        }))
+        let id = |hex: &str| u64::from_str_radix(hex, 16).map_err(|error| damaged(format!("{hex:?}: {error}")));
+        Ok(Some(Identity { cluster_id: id(&json.cluster_id)?, node_id: NodeId(id(&json.node_id)?), name: json.name }))
     }
 
     /// Writes it; on disk when it returns.

@@ -31,43 +31,20 @@ pub struct Leadership {
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Follows Raft and keeps the writers in step. Runs until Raft stops.
-pub(super) async fn run(
-    raft: Raft,
-    machine: Machine,
-    node: NodeId,
-    sender: watch::Sender<Leadership>,
-) {
+pub(super) async fn run(raft: Raft, machine: Machine, node: NodeId, sender: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
     loop {
         let (term, leader, leading) = {
             let now = metrics.borrow_and_update();
-            (
-                now.vote.leader_id.term,
-                now.current_leader,
-                now.state == openraft::ServerState::Leader,
-            )
+            (now.vote.leader_id.term, now.current_leader, now.state == openraft::ServerState::Leader)
         };
         let writable = sender.borrow().writable_here && sender.borrow().term == term;
         if leading && !writable {
-            publish(
-                &sender,
-                Leadership {
-                    term,
-                    leader: Some(node),
-                    writable_here: false,
-                },
-            );
+            publish(&sender, Leadership { term, leader: Some(node), writable_here: false });
             match open(&raft, &machine, term).await {
                 Ok(true) => {
                     tracing::info!(term, "this node leads");
-                    publish(
-                        &sender,
-                        Leadership {
-                            term,
-                            leader: Some(node),
-                            writable_here: true,
-                        },
-                    );
+                    publish(&sender, Leadership { term, leader: Some(node), writable_here: true });
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -78,14 +55,7 @@ pub(super) async fn run(
             }
         } else if !leading {
             let was_writable = sender.borrow().writable_here;
-            publish(
-                &sender,
-                Leadership {
-                    term,
-                    leader: leader.map(NodeId),
-                    writable_here: false,
-                },
-            );
+            publish(&sender, Leadership { term, leader: leader.map(NodeId), writable_here: false });
             if was_writable {
                 tracing::info!(term, "this node leads no more");
             }
@@ -93,14 +63,8 @@ pub(super) async fn run(
         }
         // A writer that a failed proposal closed is opened again by the next turn.
         let reopen = machine.has_closed_writer() && leading;
-        let waited = tokio::time::timeout(
-            if reopen {
-                RETRY_INTERVAL
-            } else {
-                Duration::from_millis(250)
-            },
-            metrics.changed(),
-        );
+        let waited =
+            tokio::time::timeout(if reopen { RETRY_INTERVAL } else { Duration::from_millis(250) }, metrics.changed());
         match waited.await {
             Ok(Err(_)) => break,
             Ok(Ok(())) => {}
@@ -126,11 +90,7 @@ fn publish(sender: &watch::Sender<Leadership>, new: Leadership) {
 }
 
 /// True: the writers are open for `term`. False: this node leads no more.
-async fn open(
-    raft: &Raft,
-    machine: &Machine,
-    term: u64,
-) -> Result<bool, crate::database::DatabaseError> {
+async fn open(raft: &Raft, machine: &Machine, term: u64) -> Result<bool, crate::database::DatabaseError> {
     let mut applied = machine.applied_index();
     loop {
         let leads = {
@@ -144,9 +104,7 @@ async fn open(
         // The read index of a leadership is at or after its first, blank entry: once it is applied, so is everything before.
         if let Ok(Some(confirmed)) = local_round(raft).await
             && confirmed.own_term == Some(term)
-            && wait_applied(&mut applied, confirmed.index, RETRY_INTERVAL * 50)
-                .await
-                .is_ok()
+            && wait_applied(&mut applied, confirmed.index, RETRY_INTERVAL * 50).await.is_ok()
         {
             machine.open_writers(term).await?;
             return Ok(true);
@@ -160,11 +118,7 @@ pub(super) async fn publish_own_addresses(node: std::sync::Weak<NodeInner>) {
     let mut pause = Duration::from_millis(100);
     loop {
         let Some(inner) = node.upgrade() else { return };
-        match super::membership::publish_own(&super::Node {
-            inner: Arc::clone(&inner),
-        })
-        .await
-        {
+        match super::membership::publish_own(&super::Node { inner: Arc::clone(&inner) }).await {
             Ok(()) => return,
             Err(error) => tracing::debug!(%error, "this member's addresses are not published yet"),
         }

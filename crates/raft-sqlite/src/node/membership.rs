@@ -38,21 +38,10 @@ pub struct Member {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Change {
-    Add {
-        id: u64,
-        node: PeerNode,
-        voter: bool,
-    },
-    Remove {
-        id: u64,
-    },
-    Promote {
-        id: u64,
-    },
-    Update {
-        id: u64,
-        node: PeerNode,
-    },
+    Add { id: u64, node: PeerNode, voter: bool },
+    Remove { id: u64 },
+    Promote { id: u64 },
+    Update { id: u64, node: PeerNode },
 }
 
 impl Node {
@@ -85,17 +74,8 @@ impl Node {
         peer_urls: Vec<String>,
         voter: bool,
     ) -> Result<(), MembershipError> {
-        let node = PeerNode {
-            name: name.to_owned(),
-            peer_urls,
-            client_urls: Vec::new(),
-        };
-        self.change(&Change::Add {
-            id: id.0,
-            node,
-            voter,
-        })
-        .await
+        let node = PeerNode { name: name.to_owned(), peer_urls, client_urls: Vec::new() };
+        self.change(&Change::Add { id: id.0, node, voter }).await
     }
 
     /// Removes a member; it no longer counts for any quorum when this returns.
@@ -126,36 +106,25 @@ impl Node {
             if metrics.state != openraft::ServerState::Leader {
                 return Ok(());
             }
-            let voters: BTreeSet<u64> =
-                metrics.membership_config.membership().voter_ids().collect();
-            let furthest = metrics
-                .replication
-                .iter()
-                .flatten()
-                .filter(|(id, _)| voters.contains(id) && **id != self.id().0);
+            let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+            let furthest =
+                metrics.replication.iter().flatten().filter(|(id, _)| voters.contains(id) && **id != self.id().0);
             match to {
                 Some(to) => Some(to.0),
-                None => furthest
-                    .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index))
-                    .map(|(id, _)| *id),
+                None => furthest.max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index)).map(|(id, _)| *id),
             }
         };
         let Some(target) = target else { return Ok(()) };
-        let fatal = |error: &dyn std::fmt::Display| {
-            MembershipError::Rejected(format!("raft has stopped: {error}"))
-        };
-        raft.trigger()
-            .transfer_leader(target)
-            .await
-            .map_err(|error| fatal(&error))?;
+        let fatal = |error: &dyn std::fmt::Display| MembershipError::Rejected(format!("raft has stopped: {error}"));
+        raft.trigger().transfer_leader(target).await.map_err(|error| fatal(&error))?;
         let mut leadership = self.leadership();
         let own = self.id();
         let taken = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != own));
         match tokio::time::timeout(self.inner.config.election_timeout * 2, taken).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(MembershipError::Rejected(format!(
-                "member {target:016x} did not take over the leadership in time"
-            ))),
+            _ => {
+                Err(MembershipError::Rejected(format!("member {target:016x} did not take over the leadership in time")))
+            }
         }
     }
 
@@ -184,10 +153,7 @@ pub(super) async fn publish_own(node: &Node) -> Result<(), MembershipError> {
         peer_urls: config.advertise_peer_urls.clone(),
         client_urls: config.advertise_client_urls.clone(),
     };
-    let found = node
-        .members()
-        .into_iter()
-        .find(|member| member.id == node.id());
+    let found = node.members().into_iter().find(|member| member.id == node.id());
     match found {
         Some(member)
             if member.name == want.name
@@ -196,16 +162,8 @@ pub(super) async fn publish_own(node: &Node) -> Result<(), MembershipError> {
         {
             Ok(())
         }
-        Some(_) => {
-            node.change(&Change::Update {
-                id: node.id().0,
-                node: want,
-            })
-            .await
-        }
-        None => Err(MembershipError::Rejected(
-            "this node is not a member yet".into(),
-        )),
+        Some(_) => node.change(&Change::Update { id: node.id().0, node: want }).await,
+        None => Err(MembershipError::Rejected("this node is not a member yet".into())),
     }
 }
 
@@ -218,21 +176,14 @@ impl CallHandler for MembershipHandler {
     fn call(&self, payload: Bytes) -> BoxFuture<'static, Result<Bytes, Bytes>> {
         let node = self.node.clone();
         Box::pin(async move {
-            let failure =
-                |unknown: bool, message: String| BuiltInFailure { unknown, message }.encode();
-            let node = node
-                .upgrade()
-                .ok_or_else(|| failure(false, "the node stops".into()))?;
-            let change = serde_json::from_slice(&payload).map_err(|error| {
-                failure(false, format!("the change could not be read: {error}"))
-            })?;
-            apply(&node, change)
-                .await
-                .map(|()| Bytes::new())
-                .map_err(|error| match error {
-                    MembershipError::OutcomeUnknown(why) => failure(true, why),
-                    other => failure(false, other.to_string()),
-                })
+            let failure = |unknown: bool, message: String| BuiltInFailure { unknown, message }.encode();
+            let node = node.upgrade().ok_or_else(|| failure(false, "the node stops".into()))?;
+            let change = serde_json::from_slice(&payload)
+                .map_err(|error| failure(false, format!("the change could not be read: {error}")))?;
+            apply(&node, change).await.map(|()| Bytes::new()).map_err(|error| match error {
+                MembershipError::OutcomeUnknown(why) => failure(true, why),
+                other => failure(false, other.to_string()),
+            })
         })
     }
 }
@@ -243,9 +194,7 @@ fn rejected(text: String) -> MembershipError {
 
 fn from_raft(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
     match error {
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
-            rejected(error.to_string())
-        }
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => rejected(error.to_string()),
         // No ForwardToLeader proves that the change had no effect.
         other => MembershipError::OutcomeUnknown(other.to_string()),
     }
@@ -257,28 +206,18 @@ async fn apply(node: &NodeInner, change: Change) -> Result<(), MembershipError> 
         let metrics = raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
-        let nodes: BTreeMap<u64, PeerNode> = membership
-            .nodes()
-            .map(|(id, node)| (*id, node.clone()))
-            .collect();
+        let nodes: BTreeMap<u64, PeerNode> = membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
         (nodes, membership.voter_ids().collect::<BTreeSet<u64>>())
     };
     let known = |id: u64| {
-        if nodes.contains_key(&id) {
-            Ok(())
-        } else {
-            Err(rejected(format!("there is no member {id:016x}")))
-        }
+        if nodes.contains_key(&id) { Ok(()) } else { Err(rejected(format!("there is no member {id:016x}"))) }
     };
     match change {
-        Change::Add {
-            id,
-            node: peer,
-            voter,
-        } => {
-            if let Some(other) = nodes.iter().find(|(other, n)| {
-                **other != id && n.peer_urls.iter().any(|url| peer.peer_urls.contains(url))
-            }) {
+        Change::Add { id, node: peer, voter } => {
+            if let Some(other) = nodes
+                .iter()
+                .find(|(other, n)| **other != id && n.peer_urls.iter().any(|url| peer.peer_urls.contains(url)))
+            {
                 return Err(rejected(format!(
                     "member {:016x} already has one of the addresses {}",
                     other.0,
@@ -303,14 +242,10 @@ async fn apply(node: &NodeInner, change: Change) -> Result<(), MembershipError> 
                     return Err(rejected("the last voter cannot be removed".into()));
                 }
                 let change = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-                raft.change_membership(change, false)
-                    .await
-                    .map_err(from_raft)?;
+                raft.change_membership(change, false).await.map_err(from_raft)?;
             } else {
                 let change = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
-                raft.change_membership(change, false)
-                    .await
-                    .map_err(from_raft)?;
+                raft.change_membership(change, false).await.map_err(from_raft)?;
             }
             Ok(())
         }
@@ -324,10 +259,7 @@ async fn apply(node: &NodeInner, change: Change) -> Result<(), MembershipError> 
         Change::Update { id, node: peer } => {
             known(id)?;
             let change = ChangeMembers::SetNodes(BTreeMap::from([(id, peer)]));
-            raft.change_membership(change, true)
-                .await
-                .map_err(from_raft)
-                .map(drop)
+            raft.change_membership(change, true).await.map_err(from_raft).map(drop)
         }
     }
 }
@@ -341,11 +273,8 @@ async fn promote(node: &NodeInner, id: u64) -> Result<(), MembershipError> {
         loop {
             let near = {
                 let now = metrics.borrow_and_update();
-                let matched = now
-                    .replication
-                    .as_ref()
-                    .and_then(|all| all.get(&id))
-                    .and_then(|matched| matched.as_ref());
+                let matched =
+                    now.replication.as_ref().and_then(|all| all.get(&id)).and_then(|matched| matched.as_ref());
                 let last = now.last_log_index.unwrap_or(0);
                 matched.is_some_and(|matched| matched.index + CLOSE_ENOUGH >= last)
                     || now.state != openraft::ServerState::Leader
@@ -355,29 +284,18 @@ async fn promote(node: &NodeInner, id: u64) -> Result<(), MembershipError> {
             }
         }
     };
-    if tokio::time::timeout(CATCH_UP_PATIENCE, caught_up)
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(CATCH_UP_PATIENCE, caught_up).await.is_err() {
         return Err(rejected(format!(
             "member {id:016x} has not caught up within {} s: is it running and reachable? It stays a learner",
             CATCH_UP_PATIENCE.as_secs()
         )));
     }
     let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-    node.raft
-        .change_membership(change, true)
-        .await
-        .map_err(from_raft)
-        .map(drop)
+    node.raft.change_membership(change, true).await.map_err(from_raft).map(drop)
 }
 
 /// Asks the cluster behind `contacts` to add this node, and waits until it has.
-pub(super) async fn join(
-    node: &Node,
-    contacts: &[String],
-    voter: bool,
-) -> Result<(), MembershipError> {
+pub(super) async fn join(node: &Node, contacts: &[String], voter: bool) -> Result<(), MembershipError> {
     use crate::network::proto;
     let change = Change::Add {
         id: node.id().0,
@@ -422,18 +340,9 @@ async fn ask_contact(
     let channels = &node.inner.channels;
     let who = super::start::identify(contact, &node.inner.config).await?;
     let mut client = channels.client(who.node_id, contact, Purpose::Call)?;
-    let request = proto::CallRequest {
-        handler: FORWARD_HANDLER.into(),
-        payload: payload.clone(),
-    };
-    let answer = client
-        .call(request)
-        .await
-        .map_err(|status| status.to_string())?
-        .into_inner();
-    answer
-        .outcome
-        .ok_or_else(|| "an answer without an outcome".to_owned())
+    let request = proto::CallRequest { handler: FORWARD_HANDLER.into(), payload: payload.clone() };
+    let answer = client.call(request).await.map_err(|status| status.to_string())?.into_inner();
+    answer.outcome.ok_or_else(|| "an answer without an outcome".to_owned())
 }
 
 /// Name of the handler that any member answers, passing the change on to the leader.

@@ -104,6 +104,8 @@ pub struct DatabaseStatistics {
     pub in_use_bytes: u64,
     /// Page images held in memory, in bytes.
     pub memory_bytes: u64,
+    /// How long the oldest reader has held its version.
+    pub oldest_reader: Option<Duration>,
 }
 
 pub(crate) struct NodeInner {
@@ -152,9 +154,7 @@ impl NodeInner {
             Some(Ok(confirmed)) => confirmed,
         };
         let mut applied = self.machine.applied_index();
-        wait_applied(&mut applied, confirmed.index, self.patience())
-            .await
-            .map_err(ReadError::Timeout)?;
+        wait_applied(&mut applied, confirmed.index, self.patience()).await.map_err(ReadError::Timeout)?;
         Ok(confirmed)
     }
 
@@ -162,33 +162,16 @@ impl NodeInner {
     fn peer_urls(&self, id: NodeId) -> Vec<String> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        metrics
-            .membership_config
-            .membership()
-            .get_node(&id.0)
-            .map_or_else(Vec::new, |node| node.peer_urls.clone())
+        metrics.membership_config.membership().get_node(&id.0).map_or_else(Vec::new, |node| node.peer_urls.clone())
     }
 
     /// One try at calling the handler on `leader`, another node.
-    async fn call_remote(
-        &self,
-        leader: NodeId,
-        handler: &str,
-        payload: Bytes,
-    ) -> Result<Bytes, CallError> {
+    async fn call_remote(&self, leader: NodeId, handler: &str, payload: Bytes) -> Result<Bytes, CallError> {
         use proto::call_response::Outcome;
         let urls = self.peer_urls(leader);
-        let url = urls
-            .first()
-            .ok_or_else(|| CallError::NotSent(format!("member {leader} has no peer address")))?;
-        let mut client = self
-            .channels
-            .client(leader.0, url, Purpose::Call)
-            .map_err(CallError::NotSent)?;
-        let request = proto::CallRequest {
-            handler: handler.to_owned(),
-            payload,
-        };
+        let url = urls.first().ok_or_else(|| CallError::NotSent(format!("member {leader} has no peer address")))?;
+        let mut client = self.channels.client(leader.0, url, Purpose::Call).map_err(CallError::NotSent)?;
+        let request = proto::CallRequest { handler: handler.to_owned(), payload };
         match client.call(request).await {
             Ok(response) => match response.into_inner().outcome {
                 Some(Outcome::Reply(reply)) => Ok(reply),
@@ -197,18 +180,10 @@ impl NodeInner {
                 Some(Outcome::NoHandler(_)) => Err(CallError::NotSent(format!(
                     "member {leader} has no handler {handler:?}: is it of another version?"
                 ))),
-                None => Err(CallError::OutcomeUnknown(format!(
-                    "member {leader} answered without an outcome"
-                ))),
+                None => Err(CallError::OutcomeUnknown(format!("member {leader} answered without an outcome"))),
             },
-            Err(status) if never_sent(&status) => {
-                Err(CallError::NotSent(status.message().to_owned()))
-            }
-            Err(status) => Err(CallError::OutcomeUnknown(format!(
-                "{}: {}",
-                status.code(),
-                status.message()
-            ))),
+            Err(status) if never_sent(&status) => Err(CallError::NotSent(status.message().to_owned())),
+            Err(status) => Err(CallError::OutcomeUnknown(format!("{}: {}", status.code(), status.message()))),
         }
     }
 }
@@ -236,10 +211,7 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node")
-            .field("id", &self.id())
-            .field("name", &self.name())
-            .finish_non_exhaustive()
+        f.debug_struct("Node").field("id", &self.id()).field("name", &self.name()).finish_non_exhaustive()
     }
 }
 
@@ -276,11 +248,7 @@ impl Node {
     pub fn status(&self) -> NodeStatus {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let is_voter = metrics
-            .membership_config
-            .membership()
-            .voter_ids()
-            .any(|id| id == self.id().0);
+        let is_voter = metrics.membership_config.membership().voter_ids().any(|id| id == self.id().0);
         let role = match metrics.state {
             openraft::ServerState::Leader => Role::Leader,
             openraft::ServerState::Candidate => Role::Candidate,
@@ -296,13 +264,11 @@ impl Node {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied_index: *self.inner.machine.applied_index().borrow(),
-            broken: self.inner.machine.broken().or_else(|| {
-                metrics
-                    .running_state
-                    .as_ref()
-                    .err()
-                    .map(|fatal| fatal.to_string())
-            }),
+            broken: self
+                .inner
+                .machine
+                .broken()
+                .or_else(|| metrics.running_state.as_ref().err().map(|fatal| fatal.to_string())),
         }
     }
 
@@ -326,10 +292,7 @@ impl Node {
         .await;
         match found {
             Ok(Some(leader)) => Ok(leader),
-            _ => Err(ReadError::NoLeader(format!(
-                "none was elected within {} ms",
-                patience.as_millis()
-            ))),
+            _ => Err(ReadError::NoLeader(format!("none was elected within {} ms", patience.as_millis()))),
         }
     }
 
@@ -346,15 +309,8 @@ impl Node {
     /// Figures about a database on this node; None: it has no such database.
     pub fn database_statistics(&self, name: &str) -> Option<DatabaseStatistics> {
         let state = self.inner.machine.database(name)?;
-        let ReplicaStatistics {
-            version,
-            state_hash,
-            page_count,
-            free_pages,
-            page_size,
-            memory_bytes,
-            ..
-        } = state.replica.statistics();
+        let ReplicaStatistics { version, state_hash, page_count, free_pages, page_size, memory_bytes, oldest_reader } =
+            state.replica.statistics();
         let page_size = page_size as u64;
         Some(DatabaseStatistics {
             version: version.0,
@@ -362,7 +318,13 @@ impl Node {
             size_bytes: u64::from(page_count) * page_size,
             in_use_bytes: u64::from(page_count.saturating_sub(free_pages)) * page_size,
             memory_bytes: memory_bytes as u64,
+            oldest_reader,
         })
+    }
+
+    /// Figures about the Raft log on this node.
+    pub fn log_statistics(&self) -> crate::log::LogStatistics {
+        self.inner.log.statistics()
     }
 
     /// Returns when everything that was committed anywhere before the call is applied on this node.
@@ -387,22 +349,14 @@ impl Node {
         loop {
             let now = leadership.borrow_and_update().clone();
             let failed = match now.leader {
-                Some(leader) if leader == self.id() => {
-                    match self.inner.call_local(handler, payload.clone()).await {
-                        LocalCall::Answered(answer) => return answer.map_err(CallError::Handler),
-                        LocalCall::NoHandler => {
-                            return Err(CallError::NotSent(format!(
-                                "this node has no handler {handler:?}"
-                            )));
-                        }
-                        LocalCall::NotLeading => CallError::NoLeader,
+                Some(leader) if leader == self.id() => match self.inner.call_local(handler, payload.clone()).await {
+                    LocalCall::Answered(answer) => return answer.map_err(CallError::Handler),
+                    LocalCall::NoHandler => {
+                        return Err(CallError::NotSent(format!("this node has no handler {handler:?}")));
                     }
-                }
-                Some(leader) => match self
-                    .inner
-                    .call_remote(leader, handler, payload.clone())
-                    .await
-                {
+                    LocalCall::NotLeading => CallError::NoLeader,
+                },
+                Some(leader) => match self.inner.call_remote(leader, handler, payload.clone()).await {
                     Err(error @ (CallError::NoLeader | CallError::NotSent(_))) => error,
                     answer => return answer,
                 },
@@ -431,7 +385,8 @@ impl Node {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
-        for task in std::mem::take(&mut *self.inner.tasks.lock()) {
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for task in tasks {
             task.abort();
             let _ = task.await;
         }
@@ -444,9 +399,6 @@ impl Node {
     pub fn applied_position(&self) -> Option<(u64, u64)> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics
-            .last_applied
-            .as_ref()
-            .map(|id| (term_of(id), id.index))
+        metrics.last_applied.as_ref().map(|id| (term_of(id), id.index))
     }
 }

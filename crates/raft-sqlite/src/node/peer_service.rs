@@ -32,9 +32,7 @@ impl PeerService {
     }
 
     fn node(&self) -> Result<std::sync::Arc<NodeInner>, Status> {
-        self.node
-            .upgrade()
-            .ok_or_else(|| Status::unavailable("this member is stopping"))
+        self.node.upgrade().ok_or_else(|| Status::unavailable("this member is stopping"))
     }
 
     /// The node, for a call that said which cluster and member it means.
@@ -75,26 +73,22 @@ impl Peer for PeerService {
         let (sender, receiver) = tokio::sync::mpsc::channel(ANSWERS_AHEAD);
         tokio::spawn(async move {
             while let Some(request) = requests.next().await {
-                let request =
-                    match request.and_then(|request| wire::from_append(request).map_err(bad)) {
-                        Ok(request) => request,
-                        Err(status) => {
-                            tracing::debug!(%status, "a stream of appends ended");
-                            return;
-                        }
-                    };
+                let request = match request.and_then(|request| wire::from_append(request).map_err(bad)) {
+                    Ok(request) => request,
+                    Err(status) => {
+                        tracing::debug!(%status, "a stream of appends ended");
+                        return;
+                    }
+                };
                 if sender.send(request).await.is_err() {
                     return;
                 }
             }
         });
-        let answers = node
-            .raft
-            .stream_append(ReceiverStream::new(receiver))
-            .map(|answer| match answer {
-                Ok(result) => Ok(wire::to_append_result(result)),
-                Err(error) => Err(fatal(&error)),
-            });
+        let answers = node.raft.stream_append(ReceiverStream::new(receiver)).map(|answer| match answer {
+            Ok(result) => Ok(wire::to_append_result(result)),
+            Err(error) => Err(fatal(&error)),
+        });
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -104,28 +98,18 @@ impl Peer for PeerService {
     ) -> Result<Response<proto::AppendResponse>, Status> {
         let node = self.node_for(&request)?;
         let request = wire::from_append(request.into_inner()).map_err(bad)?;
-        let answer = node
-            .raft
-            .append_entries(request)
-            .await
-            .map_err(raft_error)?;
+        let answer = node.raft.append_entries(request).await.map_err(raft_error)?;
         Ok(Response::new(wire::to_append_response(answer)))
     }
 
-    async fn vote(
-        &self,
-        request: Request<proto::VoteRequest>,
-    ) -> Result<Response<proto::VoteResponse>, Status> {
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
         let node = self.node_for(&request)?;
         let request = wire::from_vote_request(request.into_inner()).map_err(bad)?;
         let answer = node.raft.vote(request).await.map_err(raft_error)?;
         Ok(Response::new(wire::to_vote_response(&answer)))
     }
 
-    async fn pre_vote(
-        &self,
-        request: Request<proto::VoteRequest>,
-    ) -> Result<Response<proto::VoteResponse>, Status> {
+    async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
         let node = self.node_for(&request)?;
         let request = wire::from_vote_request(request.into_inner()).map_err(bad)?;
         let answer = node.raft.pre_vote(request).await.map_err(raft_error)?;
@@ -138,20 +122,10 @@ impl Peer for PeerService {
     ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
         let node = self.node_for(&request)?;
         let request = wire::from_transfer(request.into_inner()).map_err(bad)?;
-        let answer = node
-            .raft
-            .handle_transfer_leader(request)
-            .await
-            .map_err(|error| fatal(&error))?;
+        let answer = node.raft.handle_transfer_leader(request).await.map_err(|error| fatal(&error))?;
         Ok(Response::new(match answer {
-            Ok(()) => proto::TransferLeaderResponse {
-                accepted: true,
-                reason: String::new(),
-            },
-            Err(error) => proto::TransferLeaderResponse {
-                accepted: false,
-                reason: error.to_string(),
-            },
+            Ok(()) => proto::TransferLeaderResponse { accepted: true, reason: String::new() },
+            Err(error) => proto::TransferLeaderResponse { accepted: false, reason: error.to_string() },
         }))
     }
 
@@ -164,9 +138,7 @@ impl Peer for PeerService {
         let header = match chunks.message().await?.and_then(|chunk| chunk.chunk) {
             Some(proto::snapshot_chunk::Chunk::Header(header)) => header,
             _ => {
-                return Err(Status::invalid_argument(
-                    "a snapshot begins with its header",
-                ));
+                return Err(Status::invalid_argument("a snapshot begins with its header"));
             }
         };
         let vote = wire::from_vote(header.vote).map_err(bad)?;
@@ -178,28 +150,15 @@ impl Peer for PeerService {
         let snapshot = receive(&node, chunks, header.databases as usize).await?;
         if let Some(last) = &last_log_id {
             let position = position(last);
-            tracing::info!(
-                index = position.index,
-                term = position.term,
-                "a snapshot was received"
-            );
+            tracing::info!(index = position.index, term = position.term, "a snapshot was received");
         }
-        let meta = SnapshotMeta {
-            last_log_id,
-            last_membership: membership,
-        };
+        let meta = SnapshotMeta { last_log_id, last_membership: membership };
         let snapshot = openraft::type_config::alias::SnapshotOf::<TypeConfig, SnapshotData> {
             meta,
             snapshot: SnapshotData::Received(ReceivedFiles(snapshot)),
         };
-        let answer = node
-            .raft
-            .install_full_snapshot(vote, snapshot)
-            .await
-            .map_err(|error| fatal(&error))?;
-        Ok(Response::new(proto::SnapshotResponse {
-            vote: Some(wire::to_vote(&answer.vote)),
-        }))
+        let answer = node.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| fatal(&error))?;
+        Ok(Response::new(proto::SnapshotResponse { vote: Some(wire::to_vote(&answer.vote)) }))
     }
 
     async fn read_index(
@@ -209,27 +168,18 @@ impl Peer for PeerService {
         let node = self.node_for(&request)?;
         // Through the node's own rounds, so that readers of all members share them.
         let answer = match local_round_shared(&node).await {
-            Some((index, term)) => proto::ReadIndexResponse {
-                leading: true,
-                index,
-                term,
-            },
+            Some((index, term)) => proto::ReadIndexResponse { leading: true, index, term },
             None => proto::ReadIndexResponse::default(),
         };
         Ok(Response::new(answer))
     }
 
-    async fn call(
-        &self,
-        request: Request<proto::CallRequest>,
-    ) -> Result<Response<proto::CallResponse>, Status> {
+    async fn call(&self, request: Request<proto::CallRequest>) -> Result<Response<proto::CallResponse>, Status> {
         use proto::call_response::Outcome;
         let node = self.node_for(&request)?;
         let request = request.into_inner();
         if request.handler == super::membership::FORWARD_HANDLER {
-            return Ok(Response::new(
-                forward_membership(node, request.payload).await,
-            ));
+            return Ok(Response::new(forward_membership(node, request.payload).await));
         }
         let outcome = match node.call_local(&request.handler, request.payload).await {
             super::LocalCall::Answered(Ok(reply)) => Outcome::Reply(reply),
@@ -240,9 +190,7 @@ impl Peer for PeerService {
             }
             super::LocalCall::NoHandler => Outcome::NoHandler(proto::NoHandler {}),
         };
-        Ok(Response::new(proto::CallResponse {
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::CallResponse { outcome: Some(outcome) }))
     }
 
     async fn identify(
@@ -261,28 +209,16 @@ impl Peer for PeerService {
 }
 
 /// Passes a membership change of a node that does not know the leader on to it.
-async fn forward_membership(
-    node: std::sync::Arc<NodeInner>,
-    payload: bytes::Bytes,
-) -> proto::CallResponse {
+async fn forward_membership(node: std::sync::Arc<NodeInner>, payload: bytes::Bytes) -> proto::CallResponse {
     use proto::call_response::Outcome;
-    let outcome = match (super::Node { inner: node })
-        .call_leader(super::membership::HANDLER, payload)
-        .await
-    {
+    let outcome = match (super::Node { inner: node }).call_leader(super::membership::HANDLER, payload).await {
         Ok(reply) => Outcome::Reply(reply),
         Err(crate::error::CallError::Handler(error)) => Outcome::Error(error),
-        Err(error) => Outcome::Error(
-            super::calls::BuiltInFailure {
-                unknown: true,
-                message: error.to_string(),
-            }
-            .encode(),
-        ),
+        Err(error) => {
+            Outcome::Error(super::calls::BuiltInFailure { unknown: true, message: error.to_string() }.encode())
+        }
     };
-    proto::CallResponse {
-        outcome: Some(outcome),
-    }
+    proto::CallResponse { outcome: Some(outcome) }
 }
 
 /// (index, term), when this node leads.
@@ -292,10 +228,7 @@ async fn local_round_shared(node: &NodeInner) -> Option<(u64, u64)> {
     }
     match node.read_index.confirm().await {
         Some(Ok(confirmed)) => confirmed.own_term.map(|term| (confirmed.index, term)),
-        _ => local_round(&node.raft)
-            .await
-            .ok()?
-            .and_then(|c| c.own_term.map(|term| (c.index, term))),
+        _ => local_round(&node.raft).await.ok()?.and_then(|c| c.own_term.map(|term| (c.index, term))),
     }
 }
 
@@ -324,10 +257,7 @@ async fn receive(
         }
     }
     drop(sender);
-    writer
-        .await
-        .map_err(|error| Status::internal(error.to_string()))?
-        .map_err(disk)
+    writer.await.map_err(|error| Status::internal(error.to_string()))?.map_err(disk)
 }
 
 fn from_chunk(chunk: proto::SnapshotChunk) -> Result<Chunk, Status> {

@@ -38,25 +38,9 @@ pub(crate) fn proposal_queue() -> (ProposalQueue, Proposals) {
 
 impl Proposer for ProposalQueue {
     fn propose(&self, proposal: Proposal, failed: ProposalFailed) {
-        let Proposal {
-            term,
-            database,
-            origin,
-            sidecars,
-            page_set,
-        } = proposal;
-        let command = Command::Pages {
-            database,
-            origin,
-            sidecars,
-            page_set,
-        }
-        .encode();
-        let encoded = Encoded {
-            term,
-            command: CommandBytes(command),
-            failed,
-        };
+        let Proposal { term, database, origin, sidecars, page_set } = proposal;
+        let command = Command::Pages { database, origin, sidecars, page_set }.encode();
+        let encoded = Encoded { term, command: CommandBytes(command), failed };
         if let Err(mpsc::error::SendError(encoded)) = self.sender.send(encoded) {
             encoded.failed.report("the node stops".into());
         }

@@ -50,11 +50,7 @@ impl ReadIndex {
     pub async fn confirm(&self) -> Option<Result<Confirmed, RoundError>> {
         let (sender, receiver) = oneshot::channel();
         self.sender.try_send(sender).ok()?;
-        Some(
-            receiver
-                .await
-                .unwrap_or_else(|_| Err("the node stops".into())),
-        )
+        Some(receiver.await.unwrap_or_else(|_| Err("the node stops".into())))
     }
 }
 
@@ -68,10 +64,7 @@ async fn run(
     while receiver.recv_many(&mut waiting, MAX_WAITING_READERS).await > 0 {
         let outcome = match tokio::time::timeout(patience, round(&raft, &ask)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(format!(
-                "no leader confirmed a read within {} ms",
-                patience.as_millis()
-            )),
+            Err(_) => Err(format!("no leader confirmed a read within {} ms", patience.as_millis())),
         };
         for reader in waiting.drain(..) {
             let _ = reader.send(outcome.clone());
@@ -86,10 +79,7 @@ async fn round(raft: &Raft, ask: &impl AskLeader) -> Result<Confirmed, RoundErro
             Ok(Some(confirmed)) => return Ok(confirmed),
             Ok(None) => {
                 if let Ok(index) = ask.ask().await {
-                    return Ok(Confirmed {
-                        index,
-                        own_term: None,
-                    });
+                    return Ok(Confirmed { index, own_term: None });
                 }
             }
             Err(error) => return Err(error),
@@ -108,10 +98,7 @@ pub(crate) async fn local_round(raft: &Raft) -> Result<Option<Confirmed>, RoundE
         Ok(linearizer) => {
             let read = linearizer.read_log_id();
             // A read index belongs to the leadership that confirmed it.
-            Ok(Some(Confirmed {
-                index: read.index(),
-                own_term: Some(**read.committed_leader_id()),
-            }))
+            Ok(Some(Confirmed { index: read.index(), own_term: Some(**read.committed_leader_id()) }))
         }
         Err(openraft::errors::RaftError::APIError(_)) => Ok(None),
         Err(openraft::errors::RaftError::Fatal(fatal)) => Err(fatal.to_string()),
@@ -127,9 +114,6 @@ pub(crate) async fn wait_applied(
     match tokio::time::timeout(patience, applied.wait_for(|applied| *applied >= index)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_)) => Err("the node stops".into()),
-        Err(_) => Err(format!(
-            "entry {index} was not applied here within {} ms",
-            patience.as_millis()
-        )),
+        Err(_) => Err(format!("entry {index} was not applied here within {} ms", patience.as_millis())),
     }
 }

@@ -10,9 +10,7 @@ use openraft::errors::{InitializeError, RaftError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{
-    Certificate, ClientTlsConfig, Identity as TlsIdentity, Server, ServerTlsConfig,
-};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, Server, ServerTlsConfig};
 
 use super::calls::{CallHandler, Handlers};
 use super::identity::Identity;
@@ -55,19 +53,13 @@ pub struct NodeBuilder {
 
 impl std::fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeBuilder")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("NodeBuilder").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
 impl NodeBuilder {
     pub(super) fn new(config: NodeConfig) -> Self {
-        Self {
-            config,
-            observers: Vec::new(),
-            handlers: Handlers::new(),
-        }
+        Self { config, observers: Vec::new(), handlers: Handlers::new() }
     }
 
     /// Adds an observer; they are told in the order in which they were added.
@@ -90,15 +82,9 @@ impl NodeBuilder {
     /// # Errors
     /// See [`StartError`]; nothing was changed on disk that a later start would not find in order.
     pub async fn start(self) -> Result<Node, StartError> {
-        let NodeBuilder {
-            config,
-            observers,
-            mut handlers,
-        } = self;
-        std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::Io {
-            path: config.data_dir.clone(),
-            source,
-        })?;
+        let NodeBuilder { config, observers, mut handlers } = self;
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
         let listeners = listen(&config.listen_peers).await?;
         let kept = Identity::read(&config.data_dir)?;
         let configured = Identity::of_config(&config)?;
@@ -113,7 +99,8 @@ impl NodeBuilder {
             (None, Some(configured)) => configured,
             (None, None) => identity_from_contacts(&config).await?,
         };
-        let log = Log::open(&config.data_dir.join("log"), &LogOptions::default())?;
+        let log =
+            Log::open(&config.data_dir.join("log"), &LogOptions { sync: config.log_sync, ..LogOptions::default() })?;
         if fresh {
             identity.write(&config.data_dir)?;
         }
@@ -130,14 +117,8 @@ impl NodeBuilder {
         let read_index = ReadIndex::start(raft.clone(), ask, patience);
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new_cyclic(|node| {
-            handlers.insert(
-                membership::HANDLER.into(),
-                Arc::new(MembershipHandler { node: node.clone() }),
-            );
-            handlers.insert(
-                remote_sql::HANDLER.into(),
-                Arc::new(SqlHandler::new(node.clone())),
-            );
+            handlers.insert(membership::HANDLER.into(), Arc::new(MembershipHandler { node: node.clone() }));
+            handlers.insert(remote_sql::HANDLER.into(), Arc::new(SqlHandler::new(node.clone())));
             NodeInner {
                 identity: identity.clone(),
                 raft: raft.clone(),
@@ -157,25 +138,14 @@ impl NodeBuilder {
         let node = Node { inner };
         let mut tasks = vec![
             tokio::spawn(proposal_receiver.run(raft.clone())),
-            tokio::spawn(leadership::run(
-                raft,
-                machine,
-                identity.node_id,
-                leadership_sender,
-            )),
+            tokio::spawn(leadership::run(raft, machine, identity.node_id, leadership_sender)),
             tokio::spawn(checkpointer::run(Arc::downgrade(&node.inner))),
         ];
         for listener in listeners {
-            tasks.push(tokio::spawn(serve_peers(
-                node.clone().inner,
-                listener,
-                stopped.clone(),
-            )?));
+            tasks.push(tokio::spawn(serve_peers(node.clone().inner, listener, stopped.clone())?));
         }
         join_cluster(&node).await?;
-        tasks.push(tokio::spawn(leadership::publish_own_addresses(
-            Arc::downgrade(&node.inner),
-        )));
+        tasks.push(tokio::spawn(leadership::publish_own_addresses(Arc::downgrade(&node.inner))));
         *node.inner.tasks.lock() = tasks;
         Ok(node)
     }
@@ -184,14 +154,8 @@ impl NodeBuilder {
 async fn listen(addresses: &[String]) -> Result<Vec<TcpListener>, StartError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        let listen = |source| StartError::Listen {
-            address: address.clone(),
-            source,
-        };
-        let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
-            .await
-            .map_err(listen)?
-            .collect();
+        let listen = |source| StartError::Listen { address: address.clone(), source };
+        let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(listen)?.collect();
         listeners.push(TcpListener::bind(&resolved[..]).await.map_err(listen)?);
     }
     Ok(listeners)
@@ -204,21 +168,14 @@ fn open_machine(
     proposals: super::proposer::ProposalQueue,
 ) -> Result<Machine, StartError> {
     let page_size = PageSize::new(config.page_size).ok_or_else(|| {
-        StartError::Configuration(format!(
-            "page size {} is not a power of two from 512 to 65536",
-            config.page_size
-        ))
+        StartError::Configuration(format!("page size {} is not a power of two from 512 to 65536", config.page_size))
     })?;
     let threads = match config.reader_threads {
-        0 => std::thread::available_parallelism()
-            .map_or(2, |n| n.get())
-            .min(4),
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get()).min(4),
         threads => threads,
     };
-    let readers = ReaderPool::start(threads).map_err(|source| StartError::Io {
-        path: config.data_dir.clone(),
-        source,
-    })?;
+    let readers =
+        ReaderPool::start(threads).map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
     let options = ReplicaOptions {
         page_size,
         max_transaction_bytes: config.max_transaction_bytes as usize,
@@ -263,19 +220,12 @@ async fn start_raft(
         backoff: "50ms 100ms 200ms ..500ms".into(),
         ..Default::default()
     };
-    let raft_config = raft_config
-        .validate()
-        .map_err(|error| StartError::Configuration(format!("raft's time-outs: {error}")))?;
+    let raft_config =
+        raft_config.validate().map_err(|error| StartError::Configuration(format!("raft's time-outs: {error}")))?;
     let transport = Transport::new(channels.clone(), config.election_timeout);
-    Raft::new(
-        identity.node_id.0,
-        Arc::new(raft_config),
-        transport,
-        storage,
-        StateMachine::new(machine.clone()),
-    )
-    .await
-    .map_err(|error| StartError::Raft(error.to_string()))
+    Raft::new(identity.node_id.0, Arc::new(raft_config), transport, storage, StateMachine::new(machine.clone()))
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))
 }
 
 fn client_tls(config: &NodeConfig) -> Option<ClientTlsConfig> {
@@ -292,10 +242,7 @@ fn serve_peers(
     listener: TcpListener,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<impl Future<Output = ()> + Send + 'static, StartError> {
-    let identity = Incoming {
-        cluster_id: node.identity.cluster_id,
-        node_id: node.identity.node_id.0,
-    };
+    let identity = Incoming { cluster_id: node.identity.cluster_id, node_id: node.identity.node_id.0 };
     let service = PeerServer::new(PeerService::new(Arc::downgrade(&node)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -308,9 +255,7 @@ fn serve_peers(
         let tls = ServerTlsConfig::new()
             .identity(TlsIdentity::from_pem(&tls.certificate_pem, &tls.key_pem))
             .client_ca_root(Certificate::from_pem(&tls.authority_pem));
-        server = server
-            .tls_config(tls)
-            .map_err(|error| StartError::Configuration(format!("peer TLS: {error}")))?;
+        server = server.tls_config(tls).map_err(|error| StartError::Configuration(format!("peer TLS: {error}")))?;
     }
     let router = server.add_service(service);
     Ok(async move {
@@ -319,10 +264,7 @@ fn serve_peers(
             let _ = stopped.wait_for(|stopped| *stopped).await;
             tokio::time::sleep(Duration::from_secs(3600)).await;
         };
-        if let Err(error) = router
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
-            .await
-        {
+        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop).await {
             tracing::error!(%error, "the peer listener has ended");
         }
     })
@@ -335,15 +277,9 @@ struct AskPeer {
 
 impl AskLeader for AskPeer {
     async fn ask(&self) -> Result<u64, RoundError> {
-        let node = self
-            .node
-            .get()
-            .and_then(std::sync::Weak::upgrade)
-            .ok_or("the node starts or stops")?;
+        let node = self.node.get().and_then(std::sync::Weak::upgrade).ok_or("the node starts or stops")?;
         let leader = { node.raft.server_metrics().borrow_watched().current_leader };
-        let leader = leader
-            .filter(|leader| *leader != node.identity.node_id.0)
-            .ok_or("no leader is known")?;
+        let leader = leader.filter(|leader| *leader != node.identity.node_id.0).ok_or("no leader is known")?;
         let urls = node.peer_urls(NodeId(leader));
         let url = urls.first().ok_or("the leader has no peer address")?;
         let mut client = node.channels.client(leader, url, Purpose::Heartbeat)?;
@@ -353,20 +289,14 @@ impl AskLeader for AskPeer {
             .map_err(|_| "the leader did not answer in time".to_owned())?
             .map_err(|status| status.to_string())?
             .into_inner();
-        if answer.leading {
-            Ok(answer.index)
-        } else {
-            Err("the one asked does not lead".into())
-        }
+        if answer.leading { Ok(answer.index) } else { Err("the one asked does not lead".into()) }
     }
 }
 
 /// A node that joins learns its cluster from any contact.
 async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartError> {
     let ClusterStart::Join { contacts, .. } = &config.cluster else {
-        return Err(StartError::Configuration(
-            "this node has no data and no cluster to start or join".into(),
-        ));
+        return Err(StartError::Configuration("this node has no data and no cluster to start or join".into()));
     };
     let mut last = "no contact was given".to_owned();
     let deadline = tokio::time::Instant::now() + JOIN_PATIENCE;
@@ -374,8 +304,7 @@ async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartEr
         for contact in contacts {
             match identify(contact, config).await {
                 Ok(answer) => {
-                    let unique =
-                        format!("{:016x}-{:016x}", answer.cluster_id, rand::random::<u64>());
+                    let unique = format!("{:016x}-{:016x}", answer.cluster_id, rand::random::<u64>());
                     return Ok(Identity {
                         cluster_id: answer.cluster_id,
                         node_id: member_id(&config.advertise_peer_urls, &unique),
@@ -387,33 +316,20 @@ async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartEr
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    Err(StartError::Configuration(format!(
-        "no member of the cluster to join was reached: {last}"
-    )))
+    Err(StartError::Configuration(format!("no member of the cluster to join was reached: {last}")))
 }
 
-pub(super) async fn identify(
-    contact: &str,
-    config: &NodeConfig,
-) -> Result<proto::IdentifyResponse, String> {
+pub(super) async fn identify(contact: &str, config: &NodeConfig) -> Result<proto::IdentifyResponse, String> {
     host_and_port(contact)?;
     let mut endpoint = tonic::transport::Endpoint::from_shared(contact.to_owned())
         .map_err(|error| error.to_string())?
         .connect_timeout(Duration::from_secs(2))
         .timeout(Duration::from_secs(2));
     if let Some(tls) = client_tls(config) {
-        endpoint = endpoint
-            .tls_config(tls)
-            .map_err(|error| error.to_string())?;
+        endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
     }
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| format!("{error:?}"))?;
-    let answer = PeerClient::new(channel)
-        .identify(proto::IdentifyRequest {})
-        .await
-        .map_err(|s| s.to_string())?;
+    let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
+    let answer = PeerClient::new(channel).identify(proto::IdentifyRequest {}).await.map_err(|s| s.to_string())?;
     Ok(answer.into_inner())
 }
 
@@ -423,20 +339,12 @@ async fn join_cluster(node: &Node) -> Result<(), StartError> {
     let fatal = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     match &inner.config.cluster {
         ClusterStart::Static { members, token } => {
-            if inner
-                .raft
-                .is_initialized()
-                .await
-                .map_err(|error| fatal(&error))?
-            {
+            if inner.raft.is_initialized().await.map_err(|error| fatal(&error))? {
                 return Ok(());
             }
             if let Some(peer) = running_cluster(node, members).await {
                 // A member whose data was lost must not vote the cluster into existence again: it waits for the leader's log.
-                tracing::warn!(
-                    peer,
-                    "the cluster already runs: this node waits to be given its log by the leader"
-                );
+                tracing::warn!(peer, "the cluster already runs: this node waits to be given its log by the leader");
                 return Ok(());
             }
             let nodes: BTreeMap<u64, PeerNode> = members
@@ -444,19 +352,9 @@ async fn join_cluster(node: &Node) -> Result<(), StartError> {
                 .map(|member| {
                     let id = member_id(&member.peer_urls, token).0;
                     let own = id == node.id().0;
-                    let client_urls = if own && members.len() == 1 {
-                        inner.config.advertise_client_urls.clone()
-                    } else {
-                        Vec::new()
-                    };
-                    (
-                        id,
-                        PeerNode {
-                            name: member.name.clone(),
-                            peer_urls: member.peer_urls.clone(),
-                            client_urls,
-                        },
-                    )
+                    let client_urls =
+                        if own && members.len() == 1 { inner.config.advertise_client_urls.clone() } else { Vec::new() };
+                    (id, PeerNode { name: member.name.clone(), peer_urls: member.peer_urls.clone(), client_urls })
                 })
                 .collect();
             match inner.raft.initialize(nodes).await {
@@ -467,17 +365,10 @@ async fn join_cluster(node: &Node) -> Result<(), StartError> {
             }
         }
         ClusterStart::Join { contacts, voter } => {
-            if inner
-                .raft
-                .is_initialized()
-                .await
-                .map_err(|error| fatal(&error))?
-            {
+            if inner.raft.is_initialized().await.map_err(|error| fatal(&error))? {
                 return Ok(());
             }
-            membership::join(node, contacts, *voter)
-                .await
-                .map_err(|error| StartError::Raft(error.to_string()))
+            membership::join(node, contacts, *voter).await.map_err(|error| StartError::Raft(error.to_string()))
         }
     }
 }

@@ -33,16 +33,8 @@ impl Page {
 
     /// `bytes`: as made by [`Self::buffer`].
     pub fn new(number: PageNumber, version: Version, bytes: Box<[u8]>) -> Self {
-        assert!(
-            bytes.len() > SLACK_BYTES,
-            "invariant: page buffers have slack"
-        );
-        Self {
-            number,
-            version,
-            hash: OnceLock::new(),
-            bytes,
-        }
+        assert!(bytes.len() > SLACK_BYTES, "invariant: page buffers have slack");
+        Self { number, version, hash: OnceLock::new(), bytes }
     }
 
     /// The image.
@@ -57,9 +49,7 @@ impl Page {
 
     /// Its part in the state hash, computed when first asked for.
     pub fn hash(&self) -> u128 {
-        *self
-            .hash
-            .get_or_init(|| page_hash(self.number, self.bytes()))
+        *self.hash.get_or_init(|| page_hash(self.number, self.bytes()))
     }
 
     /// Bytes of memory it takes, about.

@@ -57,10 +57,7 @@ pub(crate) struct PageSetEncoder {
 
 impl PageSetEncoder {
     pub fn new() -> Self {
-        Self {
-            body: BytesMut::new(),
-            pages: 0,
-        }
+        Self { body: BytesMut::new(), pages: 0 }
     }
 
     /// Adds a page. `base`: the image that the base version has; None: it has none (zeros).
@@ -116,11 +113,7 @@ fn put_runs(body: &mut BytesMut, image: &[u8], base: Option<&[u8]>, limit: usize
     let start = body.len();
     let words = image.len() / WORD;
     let word = |bytes: &[u8], at: usize| -> u64 {
-        u64::from_ne_bytes(
-            bytes[at * WORD..at * WORD + WORD]
-                .try_into()
-                .expect("invariant: eight bytes"),
-        )
+        u64::from_ne_bytes(bytes[at * WORD..at * WORD + WORD].try_into().expect("invariant: eight bytes"))
     };
     let old = |at: usize| base.map_or(0, |base| word(base, at));
     let mut runs: u16 = 0;
@@ -161,10 +154,7 @@ pub(crate) struct DecodedPageSet {
 }
 
 fn corrupt(why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("a PageSet is damaged: {why}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("a PageSet is damaged: {why}"))
 }
 
 impl DecodedPageSet {
@@ -193,8 +183,7 @@ impl DecodedPageSet {
         head.advance(1);
         let flags = head.get_u8();
         head.advance(2);
-        let page_size =
-            PageSize::new(head.get_u32_le()).ok_or_else(|| corrupt("its page size is none"))?;
+        let page_size = PageSize::new(head.get_u32_le()).ok_or_else(|| corrupt("its page size is none"))?;
         let base = Version(head.get_u64_le());
         let version = Version(head.get_u64_le());
         let page_count = head.get_u32_le();
@@ -202,33 +191,18 @@ impl DecodedPageSet {
         let body_bytes = head.get_u32_le() as usize;
         head.advance(4);
         let state_hash = StateHash(head.get_u128_le());
-        if base.0.checked_add(1) != Some(version.0)
-            || page_count == 0
-            || body_bytes > MAX_BODY_BYTES
-        {
+        if base.0.checked_add(1) != Some(version.0) || page_count == 0 || body_bytes > MAX_BODY_BYTES {
             return Err(corrupt("its header contradicts itself"));
         }
         let body = match flags {
             0 => Bytes::copy_from_slice(body),
-            FLAG_LZ4 => lz4_flex::block::decompress(body, body_bytes)
-                .map(Bytes::from)
-                .map_err(|error| corrupt(error))?,
+            FLAG_LZ4 => lz4_flex::block::decompress(body, body_bytes).map(Bytes::from).map_err(corrupt)?,
             other => return Err(corrupt(format!("unknown flags {other}"))),
         };
         if body.len() != body_bytes {
             return Err(corrupt("its body has another length"));
         }
-        Ok(Self {
-            header: PageSetHeader {
-                page_size,
-                base,
-                version,
-                page_count,
-                state_hash,
-            },
-            pages,
-            body,
-        })
+        Ok(Self { header: PageSetHeader { page_size, base, version, page_count, state_hash }, pages, body })
     }
 
     /// Gives each page to `take`.
@@ -244,9 +218,7 @@ impl DecodedPageSet {
             }
             let number = PageNumber(rest.get_u32_le());
             if number.0 == 0 || number.0 > self.header.page_count {
-                return Err(
-                    corrupt(format!("page {} of {}", number.0, self.header.page_count)).into(),
-                );
+                return Err(corrupt(format!("page {} of {}", number.0, self.header.page_count)).into());
             }
             let change = match rest.get_u8() {
                 KIND_IMAGE if rest.len() >= page_bytes => {
@@ -266,11 +238,7 @@ impl DecodedPageSet {
             };
             take(number, change)?;
         }
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(corrupt("its body is too long").into())
-        }
+        if rest.is_empty() { Ok(()) } else { Err(corrupt("its body is too long").into()) }
     }
 }
 
@@ -317,10 +285,7 @@ mod tests {
     }
 
     /// Decodes and applies to the bases that the closure gives.
-    fn decoded(
-        bytes: &[u8],
-        base: impl Fn(u32) -> Option<Vec<u8>>,
-    ) -> io::Result<Vec<(u32, Vec<u8>)>> {
+    fn decoded(bytes: &[u8], base: impl Fn(u32) -> Option<Vec<u8>>) -> io::Result<Vec<(u32, Vec<u8>)>> {
         let set = DecodedPageSet::decode(bytes)?;
         let mut pages = Vec::new();
         set.for_each(|number, change| {

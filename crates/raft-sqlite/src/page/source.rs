@@ -38,11 +38,7 @@ impl DiskFile for std::fs::File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match std::os::unix::fs::FileExt::read_at(
-                self,
-                &mut buffer[done..],
-                offset + done as u64,
-            ) {
+            match std::os::unix::fs::FileExt::read_at(self, &mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -71,13 +67,7 @@ impl DiskFile for std::fs::File {
 
 impl Disk for SystemDisk {
     fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        match std::fs::File::options()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .open(path)
-        {
+        match std::fs::File::options().read(true).write(true).create(create).truncate(false).open(path) {
             Ok(file) => Ok(Some(Arc::new(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -99,11 +99,7 @@ impl PageStore {
             file,
             file_pages: AtomicU64::new(u64::from(pages)),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            pins: Mutex::new(Pins {
-                committed: version,
-                hash,
-                by_version: BTreeMap::new(),
-            }),
+            pins: Mutex::new(Pins { committed: version, hash, by_version: BTreeMap::new() }),
             committed: AtomicU64::new(version.0),
             captured: AtomicU64::new(version.0),
             history: Mutex::default(),
@@ -121,11 +117,8 @@ impl PageStore {
     pub fn put_first_page(&self, image: &[u8]) {
         let page = Page::new(PageNumber(1), Version(0), Page::buffer_from(image));
         self.pins.lock().hash = StateHash(page.hash());
-        self.memory_bytes
-            .fetch_add(page.memory_bytes(), Ordering::Relaxed);
-        self.shard(PageNumber(1))
-            .write()
-            .insert(1, vec![Arc::new(page)]);
+        self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
+        self.shard(PageNumber(1)).write().insert(1, vec![Arc::new(page)]);
         self.changed.lock().insert(1);
     }
 
@@ -153,11 +146,7 @@ impl PageStore {
     /// How long the oldest pin has been held.
     pub fn oldest_pin_age(&self) -> Option<Duration> {
         let pins = self.pins.lock();
-        pins.by_version
-            .values()
-            .flatten()
-            .map(|pin| pin.since.elapsed())
-            .max()
+        pins.by_version.values().flatten().map(|pin| pin.since.elapsed()).max()
     }
 
     fn shard(&self, number: PageNumber) -> &RwLock<HashMap<u32, Chain>> {
@@ -171,16 +160,11 @@ impl PageStore {
             buffer[..size].fill(0);
             return Ok(false);
         }
-        let read = self
-            .file
-            .read_at(&mut buffer[..size], u64::from(number.0 - 1) * size as u64)?;
+        let read = self.file.read_at(&mut buffer[..size], u64::from(number.0 - 1) * size as u64)?;
         if read < size {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!(
-                    "the database file ends inside page {} (it was cut by something else)",
-                    number.0
-                ),
+                format!("the database file ends inside page {} (it was cut by something else)", number.0),
             ));
         }
         Ok(true)
@@ -209,13 +193,7 @@ impl PageStore {
     }
 
     /// Copies `buffer.len()` bytes from `offset` within the page that `version` sees. False: never written, zeros.
-    pub fn copy_at(
-        &self,
-        number: PageNumber,
-        version: Version,
-        offset: usize,
-        buffer: &mut [u8],
-    ) -> io::Result<bool> {
+    pub fn copy_at(&self, number: PageNumber, version: Version, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
         let shard = self.shard(number).read();
         if let Some(page) = Self::in_chain(shard.get(&number.0), version) {
             buffer.copy_from_slice(&page.bytes()[offset..offset + buffer.len()]);
@@ -238,11 +216,7 @@ impl PageStore {
     }
 
     /// Captured: puts images on top as `version`, replacing those of the same version. Not visible to readers.
-    pub fn put_captured(
-        &self,
-        version: Version,
-        pages: impl IntoIterator<Item = (PageNumber, Box<[u8]>)>,
-    ) {
+    pub fn put_captured(&self, version: Version, pages: impl IntoIterator<Item = (PageNumber, Box<[u8]>)>) {
         for (number, bytes) in pages {
             self.put(number, Page::new(number, version, bytes));
         }
@@ -280,8 +254,7 @@ impl PageStore {
         };
         if chain.first().is_some_and(|head| head.version() == version) {
             let page = chain.remove(0);
-            self.memory_bytes
-                .fetch_sub(page.memory_bytes(), Ordering::Relaxed);
+            self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
         }
         if chain.is_empty() {
             shard.remove(&number.0);
@@ -299,22 +272,11 @@ impl PageStore {
         {
             let history = self.history.lock();
             let mut changed = self.changed.lock();
-            let pages = history
-                .iter()
-                .rev()
-                .find(|(recorded, _)| *recorded == version);
-            changed.extend(
-                pages
-                    .into_iter()
-                    .flat_map(|(_, pages)| pages)
-                    .map(|page| page.0),
-            );
+            let pages = history.iter().rev().find(|(recorded, _)| *recorded == version);
+            changed.extend(pages.into_iter().flat_map(|(_, pages)| pages).map(|page| page.0));
         }
         let mut pins = self.pins.lock();
-        assert!(
-            version == pins.committed.next(),
-            "invariant: versions are committed one by one"
-        );
+        assert!(version == pins.committed.next(), "invariant: versions are committed one by one");
         pins.committed = version;
         pins.hash = hash;
         self.committed.store(version.0, Ordering::Release);
@@ -338,8 +300,7 @@ impl PageStore {
                 while let Some(head) = chain.first()
                     && head.version() > committed
                 {
-                    self.memory_bytes
-                        .fetch_sub(head.memory_bytes(), Ordering::Relaxed);
+                    self.memory_bytes.fetch_sub(head.memory_bytes(), Ordering::Relaxed);
                     chain.remove(0);
                 }
                 !chain.is_empty()
@@ -352,21 +313,10 @@ impl PageStore {
     pub fn pin(self: &Arc<Self>) -> Pin {
         let mut pins = self.pins.lock();
         let version = pins.committed;
-        let state = Arc::new(PinState {
-            version,
-            since: Instant::now(),
-            expired: AtomicBool::new(false),
-        });
-        pins.by_version
-            .entry(version)
-            .or_default()
-            .push(state.clone());
+        let state = Arc::new(PinState { version, since: Instant::now(), expired: AtomicBool::new(false) });
+        pins.by_version.entry(version).or_default().push(state.clone());
         let hash = pins.hash;
-        Pin {
-            store: self.clone(),
-            state,
-            hash,
-        }
+        Pin { store: self.clone(), state, hash }
     }
 
     /// The versions that somebody looks at, `committed` among them, oldest first. Pins that are too old count no more: their readers
@@ -425,9 +375,7 @@ impl PageStore {
     /// True: an older image is kept for a pin.
     fn collect_page(&self, number: PageNumber, visible: &[Version]) -> bool {
         let mut shard = self.shard(number).write();
-        shard
-            .get_mut(&number.0)
-            .is_some_and(|chain| self.prune(chain, visible))
+        shard.get_mut(&number.0).is_some_and(|chain| self.prune(chain, visible))
     }
 
     /// Keeps of a chain what is above the committed version, and for each visible version the newest image at or below it. True: more
@@ -445,8 +393,7 @@ impl PageStore {
                 settled += usize::from(keep);
             }
             if !keep {
-                self.memory_bytes
-                    .fetch_sub(page.memory_bytes(), Ordering::Relaxed);
+                self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
             }
             keep
         });
@@ -488,8 +435,7 @@ impl PageStore {
             let mut buffer = Page::buffer(self.page_size);
             if self.read_file(number, &mut buffer)? {
                 let page = Page::new(number, Version(0), buffer);
-                self.memory_bytes
-                    .fetch_add(page.memory_bytes(), Ordering::Relaxed);
+                self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
                 shard.entry(number.0).or_default().push(Arc::new(page));
                 self.resident.lock().insert(number.0);
             }
@@ -498,14 +444,8 @@ impl PageStore {
     }
 
     /// The file now is the database at `version`, `page_count` pages long.
-    pub fn checkpointed(
-        &self,
-        version: Version,
-        page_count: u32,
-        written: &[(PageNumber, Arc<Page>)],
-    ) {
-        self.file_pages
-            .store(u64::from(page_count), Ordering::Release);
+    pub fn checkpointed(&self, version: Version, page_count: u32, written: &[(PageNumber, Arc<Page>)]) {
+        self.file_pages.store(u64::from(page_count), Ordering::Release);
         *self.checkpointed.lock() = Some(version);
         let mut resident = std::mem::take(&mut *self.resident.lock());
         {
@@ -527,18 +467,13 @@ impl PageStore {
                 return false;
             };
             self.prune(chain, &visible);
-            let below = chain
-                .iter()
-                .filter(|page| page.version() <= version)
-                .count();
+            let below = chain.iter().filter(|page| page.version() <= version).count();
             let oldest = chain.last().map_or(version, |page| page.version());
             // Readers from `smallest` on see this image or a newer one, and the file has it. Of a page that was cut off, the file has
             // nothing: it is needed until nobody looks at an older version.
-            let evict =
-                below == 1 && oldest <= smallest && (*number <= page_count || smallest >= version);
+            let evict = below == 1 && oldest <= smallest && (*number <= page_count || smallest >= version);
             if evict && let Some(page) = chain.pop() {
-                self.memory_bytes
-                    .fetch_sub(page.memory_bytes(), Ordering::Relaxed);
+                self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
             }
             if chain.is_empty() {
                 shard.remove(number);
@@ -582,12 +517,7 @@ impl Pin {
         page
     }
 
-    pub fn copy(
-        &self,
-        number: PageNumber,
-        offset: usize,
-        buffer: &mut [u8],
-    ) -> Result<bool, PageError> {
+    pub fn copy(&self, number: PageNumber, offset: usize, buffer: &mut [u8]) -> Result<bool, PageError> {
         let there = self.store.copy_at(number, self.version(), offset, buffer)?;
         self.check()?;
         Ok(there)
@@ -603,22 +533,12 @@ impl Pin {
     pub fn again(&self) -> Pin {
         let mut pins = self.store.pins.lock();
         let expired = self.state.expired.load(Ordering::SeqCst);
-        let state = Arc::new(PinState {
-            version: self.version(),
-            since: self.state.since,
-            expired: AtomicBool::new(expired),
-        });
+        let state =
+            Arc::new(PinState { version: self.version(), since: self.state.since, expired: AtomicBool::new(expired) });
         if !expired {
-            pins.by_version
-                .entry(self.version())
-                .or_default()
-                .push(state.clone());
+            pins.by_version.entry(self.version()).or_default().push(state.clone());
         }
-        Pin {
-            store: self.store.clone(),
-            state,
-            hash: self.hash,
-        }
+        Pin { store: self.store.clone(), state, hash: self.hash }
     }
 }
 

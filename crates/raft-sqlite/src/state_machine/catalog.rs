@@ -68,13 +68,8 @@ impl Catalog {
             }
             Err(error) => return Err(DatabaseError::io(&path, error)),
         };
-        let damaged = |why: String| DatabaseError::Damaged {
-            path: path.clone(),
-            offset: 0,
-            why,
-        };
-        let mut json: CatalogJson =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let damaged = |why: String| DatabaseError::Damaged { path: path.clone(), offset: 0, why };
+        let mut json: CatalogJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         if json.format_version != FORMAT_VERSION {
             return Err(DatabaseError::NewerFormat {
                 path: path.clone(),
@@ -92,10 +87,7 @@ impl Catalog {
         };
         Ok(Catalog {
             position: log_position(json.position),
-            membership: MembershipRecord {
-                position: log_position(json.membership_position),
-                bytes,
-            },
+            membership: MembershipRecord { position: log_position(json.membership_position), bytes },
             databases: json.databases,
         })
     }
@@ -103,12 +95,13 @@ impl Catalog {
     /// Replaces the catalog in `directory`; on disk when it returns.
     pub fn write(&self, directory: &Path) -> Result<(), DatabaseError> {
         let path = directory.join(FILE_NAME);
-        let membership = match self.membership.bytes.as_ref() {
-            [] => None,
-            bytes => Some(serde_json::from_slice(bytes).map_err(|error| {
-                DatabaseError::Internal(format!("the membership to write is not JSON: {error}"))
-            })?),
-        };
+        let membership =
+            match self.membership.bytes.as_ref() {
+                [] => None,
+                bytes => Some(serde_json::from_slice(bytes).map_err(|error| {
+                    DatabaseError::Internal(format!("the membership to write is not JSON: {error}"))
+                })?),
+            };
         let mut json = CatalogJson {
             format_version: FORMAT_VERSION,
             position: position(self.position),
@@ -161,27 +154,12 @@ mod tests {
         assert_eq!(Catalog::read(folder.path()).unwrap(), Catalog::default());
         catalog().write(folder.path()).unwrap();
         let read = Catalog::read(folder.path()).unwrap();
-        assert_eq!(
-            (read.position, read.databases.clone()),
-            (catalog().position, catalog().databases)
-        );
+        assert_eq!((read.position, read.databases.clone()), (catalog().position, catalog().databases));
         let path = folder.path().join(FILE_NAME);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("42", "43")).unwrap();
-        assert!(
-            Catalog::read(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("checksum")
-        );
-        fs::write(
-            &path,
-            text.replace("\"format_version\": 1", "\"format_version\": 2"),
-        )
-        .unwrap();
-        assert!(matches!(
-            Catalog::read(folder.path()),
-            Err(DatabaseError::NewerFormat { found: 2, .. })
-        ));
+        assert!(Catalog::read(folder.path()).unwrap_err().to_string().contains("checksum"));
+        fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 2")).unwrap();
+        assert!(matches!(Catalog::read(folder.path()), Err(DatabaseError::NewerFormat { found: 2, .. })));
     }
 }

@@ -25,12 +25,7 @@ pub const MAX_DATABASE_NAME: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// A captured group of transactions.
-    Pages {
-        database: String,
-        origin: Origin,
-        sidecars: Vec<Bytes>,
-        page_set: Bytes,
-    },
+    Pages { database: String, origin: Origin, sidecars: Vec<Bytes>, page_set: Bytes },
     /// A new, empty database; nothing if it exists.
     CreateDatabase { database: String },
     /// The database and its file go; nothing if it does not exist.
@@ -43,24 +38,15 @@ impl Command {
         let mut out = BytesMut::with_capacity(self.encoded_len());
         out.put_u8(FORMAT_VERSION);
         match self {
-            Command::Pages {
-                database,
-                origin,
-                sidecars,
-                page_set,
-            } => {
+            Command::Pages { database, origin, sidecars, page_set } => {
                 out.put_u8(KIND_PAGES);
                 put_name(&mut out, database);
                 out.put_u64_le(origin.node);
                 out.put_u64_le(origin.incarnation);
                 out.put_u64_le(origin.sequence);
-                out.put_u32_le(
-                    u32::try_from(sidecars.len()).expect("invariant: a group is bounded"),
-                );
+                out.put_u32_le(u32::try_from(sidecars.len()).expect("invariant: a group is bounded"));
                 for sidecar in sidecars {
-                    out.put_u32_le(
-                        u32::try_from(sidecar.len()).expect("invariant: a sidecar is bounded"),
-                    );
+                    out.put_u32_le(u32::try_from(sidecar.len()).expect("invariant: a sidecar is bounded"));
                     out.put_slice(sidecar);
                 }
                 out.put_slice(page_set);
@@ -79,22 +65,10 @@ impl Command {
 
     fn encoded_len(&self) -> usize {
         match self {
-            Command::Pages {
-                database,
-                sidecars,
-                page_set,
-                ..
-            } => {
-                2 + 2
-                    + database.len()
-                    + 24
-                    + 4
-                    + sidecars.iter().map(|s| 4 + s.len()).sum::<usize>()
-                    + page_set.len()
+            Command::Pages { database, sidecars, page_set, .. } => {
+                2 + 2 + database.len() + 24 + 4 + sidecars.iter().map(|s| 4 + s.len()).sum::<usize>() + page_set.len()
             }
-            Command::CreateDatabase { database } | Command::DropDatabase { database } => {
-                4 + database.len()
-            }
+            Command::CreateDatabase { database } | Command::DropDatabase { database } => 4 + database.len(),
         }
     }
 
@@ -114,11 +88,8 @@ impl Command {
             KIND_PAGES => {
                 let database = get_name(&mut bytes)?;
                 need(&bytes, 28)?;
-                let origin = Origin {
-                    node: bytes.get_u64_le(),
-                    incarnation: bytes.get_u64_le(),
-                    sequence: bytes.get_u64_le(),
-                };
+                let origin =
+                    Origin { node: bytes.get_u64_le(), incarnation: bytes.get_u64_le(), sequence: bytes.get_u64_le() };
                 let count = bytes.get_u32_le() as usize;
                 // Each sidecar takes at least its length field: bounds the allocation by the input.
                 need(&bytes, count.saturating_mul(4))?;
@@ -129,28 +100,17 @@ impl Command {
                     need(&bytes, len)?;
                     sidecars.push(bytes.split_to(len));
                 }
-                Ok(Command::Pages {
-                    database,
-                    origin,
-                    sidecars,
-                    page_set: bytes,
-                })
+                Ok(Command::Pages { database, origin, sidecars, page_set: bytes })
             }
-            KIND_CREATE_DATABASE => Ok(Command::CreateDatabase {
-                database: get_name(&mut bytes)?,
-            }),
-            KIND_DROP_DATABASE => Ok(Command::DropDatabase {
-                database: get_name(&mut bytes)?,
-            }),
+            KIND_CREATE_DATABASE => Ok(Command::CreateDatabase { database: get_name(&mut bytes)? }),
+            KIND_DROP_DATABASE => Ok(Command::DropDatabase { database: get_name(&mut bytes)? }),
             kind => Err(invalid(format!("a command has the unknown kind {kind}"))),
         }
     }
 }
 
 fn put_name(out: &mut BytesMut, name: &str) {
-    out.put_u16_le(
-        u16::try_from(name.len()).expect("invariant: names are checked before they are proposed"),
-    );
+    out.put_u16_le(u16::try_from(name.len()).expect("invariant: names are checked before they are proposed"));
     out.put_slice(name.as_bytes());
 }
 
@@ -159,18 +119,14 @@ fn get_name(bytes: &mut Bytes) -> io::Result<String> {
     let len = usize::from(bytes.get_u16_le());
     need(bytes, len)?;
     let name = bytes.split_to(len);
-    let name =
-        std::str::from_utf8(&name).map_err(|_| invalid("a database name is not UTF-8".into()))?;
+    let name = std::str::from_utf8(&name).map_err(|_| invalid("a database name is not UTF-8".into()))?;
     check_database_name(name).map_err(invalid)?;
     Ok(name.to_owned())
 }
 
 fn need(bytes: &Bytes, len: usize) -> io::Result<()> {
     if bytes.len() < len {
-        return Err(invalid(format!(
-            "a command ends early: {len} bytes wanted, {} there",
-            bytes.len()
-        )));
+        return Err(invalid(format!("a command ends early: {len} bytes wanted, {} there", bytes.len())));
     }
     Ok(())
 }
@@ -181,11 +137,7 @@ fn need(bytes: &Bytes, len: usize) -> io::Result<()> {
 /// A sentence that says what is wrong.
 pub fn check_database_name(name: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if name.is_empty()
-        || name.len() > MAX_DATABASE_NAME
-        || name.starts_with('.')
-        || !name.chars().all(plain)
-    {
+    if name.is_empty() || name.len() > MAX_DATABASE_NAME || name.starts_with('.') || !name.chars().all(plain) {
         return Err(format!(
             "{name:?} is no name for a database: use 1 to {MAX_DATABASE_NAME} letters, digits, '_', '-' and '.', not starting with '.'"
         ));
@@ -201,11 +153,7 @@ mod tests {
     fn pages() -> Command {
         Command::Pages {
             database: "etcd".into(),
-            origin: Origin {
-                node: 1,
-                incarnation: 2,
-                sequence: 3,
-            },
+            origin: Origin { node: 1, incarnation: 2, sequence: 3 },
             sidecars: vec![Bytes::from_static(b"ab"), Bytes::new()],
             page_set: Bytes::from_static(b"pages"),
         }
@@ -223,10 +171,7 @@ mod tests {
         let mut bytes = pages().encode().to_vec();
         bytes[0] = 2;
         let error = Command::decode(bytes.into()).unwrap_err().to_string();
-        assert!(
-            error.contains("format version 2") && error.contains("run the version"),
-            "{error}"
-        );
+        assert!(error.contains("format version 2") && error.contains("run the version"), "{error}");
     }
 
     #[test]

@@ -116,18 +116,14 @@ pub(crate) struct Machine {
 impl Machine {
     /// Opens what the last checkpoint left in `setup.directory`.
     pub fn open(setup: MachineSetup) -> Result<Machine, DatabaseError> {
-        std::fs::create_dir_all(&setup.directory)
-            .map_err(|error| DatabaseError::io(&setup.directory, error))?;
+        std::fs::create_dir_all(&setup.directory).map_err(|error| DatabaseError::io(&setup.directory, error))?;
         let catalog = Catalog::read(&setup.directory)?;
         let checkpointed = catalog.position.map_or(0, |position| position.index);
         let machine = Machine {
             inner: Arc::new(Inner {
                 databases: RwLock::default(),
                 dropped: Mutex::default(),
-                applied: Mutex::new(Applied {
-                    position: catalog.position,
-                    membership: catalog.membership.clone(),
-                }),
+                applied: Mutex::new(Applied { position: catalog.position, membership: catalog.membership.clone() }),
                 applied_index: watch::channel(checkpointed).0,
                 checkpointed: Arc::new(AtomicU64::new(checkpointed)),
                 files: tokio::sync::Mutex::new(()),
@@ -153,8 +149,7 @@ impl Machine {
         let (replica, mark) = Replica::open(&setup.directory, name, setup.options.clone())?;
         // A checkpoint that wrote the database but not yet the catalog leaves the database ahead: its entries are then skipped.
         let marked = mark.map_or(0, |mark| mark.position.index);
-        let at_catalog =
-            mark.map_or(Version(0), |mark| mark.version) == version.unwrap_or(Version(0));
+        let at_catalog = mark.map_or(Version(0), |mark| mark.version) == version.unwrap_or(Version(0));
         let restored = match position {
             Some(position) if at_catalog => marked.max(position.index),
             _ => marked,
@@ -168,19 +163,10 @@ impl Machine {
             replica: replica.clone(),
             pipeline: pipeline.clone(),
             proposer: setup.proposer.clone(),
-            on_reset: Box::new(move || {
-                observers
-                    .iter()
-                    .for_each(|observer| observer.writer_reset(&database))
-            }),
+            on_reset: Box::new(move || observers.iter().for_each(|observer| observer.writer_reset(&database))),
         })
         .map_err(|error| DatabaseError::io(&setup.directory, error))?;
-        let state = Arc::new(DatabaseState {
-            replica,
-            pipeline,
-            writer,
-            restored_index: AtomicU64::new(restored),
-        });
+        let state = Arc::new(DatabaseState { replica, pipeline, writer, restored_index: AtomicU64::new(restored) });
         self.notify_restored(name, &state)?;
         Ok(state)
     }
@@ -240,13 +226,7 @@ impl Machine {
 
     /// A membership entry was committed.
     pub fn apply_membership(&self, position: LogPosition, bytes: Bytes) {
-        self.advance(
-            position,
-            Some(MembershipRecord {
-                position: Some(position),
-                bytes,
-            }),
-        );
+        self.advance(position, Some(MembershipRecord { position: Some(position), bytes }));
     }
 
     /// A command was committed.
@@ -254,24 +234,14 @@ impl Machine {
     /// # Errors
     /// This replica is damaged, or not able to go on: the node must stop serving. Never for what is wrong with a command alone: that
     /// is an outcome, equal on all nodes.
-    pub async fn apply_command(
-        &self,
-        position: LogPosition,
-        bytes: Bytes,
-    ) -> io::Result<CommandOutcome> {
+    pub async fn apply_command(&self, position: LogPosition, bytes: Bytes) -> io::Result<CommandOutcome> {
         let applied = match Command::decode(bytes)? {
-            Command::Pages {
-                database,
-                origin,
-                sidecars,
-                page_set,
-            } => {
-                self.apply_pages(position, &database, origin, &sidecars, &page_set)
-                    .await
+            Command::Pages { database, origin, sidecars, page_set } => {
+                self.apply_pages(position, &database, origin, &sidecars, &page_set).await
             }
-            Command::CreateDatabase { database } => self
-                .create_database(&database)
-                .map(|()| (CommandOutcome::Done, None)),
+            Command::CreateDatabase { database } => {
+                self.create_database(&database).map(|()| (CommandOutcome::Done, None))
+            }
             Command::DropDatabase { database } => {
                 self.drop_database(&database).await;
                 Ok((CommandOutcome::Done, None))
@@ -335,11 +305,7 @@ impl Machine {
     }
 
     /// None: refused by the base check, here as on every node.
-    async fn apply_foreign(
-        &self,
-        state: &DatabaseState,
-        page_set: &[u8],
-    ) -> Result<Option<Version>, DatabaseError> {
+    async fn apply_foreign(&self, state: &DatabaseState, page_set: &[u8]) -> Result<Option<Version>, DatabaseError> {
         loop {
             match state.replica.apply(page_set) {
                 Ok(version) => return Ok(Some(version)),
@@ -349,10 +315,7 @@ impl Machine {
                 }
                 // A leader that has lost its leadership without having been told yet.
                 Err(ApplyError::CapturedVersionsExist) => {
-                    state
-                        .writer
-                        .close("another leader's entry was committed")
-                        .await
+                    state.writer.close("another leader's entry was committed").await
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -412,10 +375,7 @@ impl Machine {
 
     /// Page images of all databases in memory, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        self.states()
-            .iter()
-            .map(|state| state.replica.statistics().memory_bytes as u64)
-            .sum()
+        self.states().iter().map(|state| state.replica.statistics().memory_bytes as u64).sum()
     }
 
     fn states(&self) -> Vec<Arc<DatabaseState>> {
@@ -432,11 +392,7 @@ impl Machine {
             .iter()
             .map(|(name, state)| (name.clone(), state.replica.clone(), state.replica.pin()))
             .collect();
-        PinnedState {
-            position: applied.position,
-            membership: applied.membership,
-            databases,
-        }
+        PinnedState { position: applied.position, membership: applied.membership, databases }
     }
 
     /// Writes a pinned state to the disk; blocking I/O runs on a thread of its own. The log may be purged up to it afterwards.
@@ -452,36 +408,22 @@ impl Machine {
         let machine = self.clone();
         tokio::task::spawn_blocking(move || machine.write_checkpoint(position, state))
             .await
-            .map_err(|error| {
-                DatabaseError::Internal(format!("the checkpoint ended early: {error}"))
-            })?
+            .map_err(|error| DatabaseError::Internal(format!("the checkpoint ended early: {error}")))?
     }
 
-    fn write_checkpoint(
-        &self,
-        position: LogPosition,
-        state: PinnedState,
-    ) -> Result<(), DatabaseError> {
-        let mut catalog = Catalog {
-            position: Some(position),
-            membership: state.membership,
-            databases: BTreeMap::new(),
-        };
+    fn write_checkpoint(&self, position: LogPosition, state: PinnedState) -> Result<(), DatabaseError> {
+        let mut catalog =
+            Catalog { position: Some(position), membership: state.membership, databases: BTreeMap::new() };
         let dropped = std::mem::take(&mut *self.inner.dropped.lock());
         for (name, replica, pin) in state.databases {
             catalog.databases.insert(name, pin.version().0);
             replica.checkpoint(pin, position)?;
         }
         catalog.write(&self.inner.setup.directory)?;
-        for name in dropped
-            .into_iter()
-            .filter(|name| !catalog.databases.contains_key(name))
-        {
+        for name in dropped.into_iter().filter(|name| !catalog.databases.contains_key(name)) {
             Replica::remove_files(&self.inner.setup.directory, &name)?;
         }
-        self.inner
-            .checkpointed
-            .fetch_max(position.index, Ordering::AcqRel);
+        self.inner.checkpointed.fetch_max(position.index, Ordering::AcqRel);
         Ok(())
     }
 
@@ -490,6 +432,7 @@ impl Machine {
         for state in self.states() {
             state.writer.stop();
         }
+        self.inner.setup.readers.stop();
         self.checkpoint(self.pin()).await
     }
 

@@ -25,21 +25,9 @@ const MAX_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunk {
     /// A database begins.
-    Begin {
-        name: String,
-        page_size: u32,
-        page_count: u32,
-        version: u64,
-        state_hash: u128,
-    },
+    Begin { name: String, page_size: u32, page_count: u32, version: u64, state_hash: u128 },
     /// Page images that follow each other.
-    Pages {
-        first_page: u32,
-        page_count: u32,
-        images: Bytes,
-        lz4: bool,
-        crc32c: u32,
-    },
+    Pages { first_page: u32, page_count: u32, images: Bytes, lz4: bool, crc32c: u32 },
     /// The database is complete.
     End,
 }
@@ -52,10 +40,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub fn new(state: PinnedState) -> Self {
-        Self {
-            databases: state.databases.into_iter(),
-            current: None,
-        }
+        Self { databases: state.databases.into_iter(), current: None }
     }
 
     fn pages(pin: &PinnedVersion, first: u32) -> Result<(Chunk, u32), DatabaseError> {
@@ -67,21 +52,9 @@ impl Outgoing {
         }
         let crc32c = crc32c::crc32c(&images);
         let compressed = lz4_flex::block::compress_prepend_size(&images);
-        let (images, lz4) = if compressed.len() < images.len() {
-            (Bytes::from(compressed), true)
-        } else {
-            (images.freeze(), false)
-        };
-        Ok((
-            Chunk::Pages {
-                first_page: first,
-                page_count: count,
-                images,
-                lz4,
-                crc32c,
-            },
-            first + count,
-        ))
+        let (images, lz4) =
+            if compressed.len() < images.len() { (Bytes::from(compressed), true) } else { (images.freeze(), false) };
+        Ok((Chunk::Pages { first_page: first, page_count: count, images, lz4, crc32c }, first + count))
     }
 }
 
@@ -152,14 +125,7 @@ impl Incoming {
     /// `directory` is made, and must be this snapshot's own; `databases` is how many will come.
     pub fn new(directory: PathBuf, databases: usize) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
-        Ok(Self {
-            received: ReceivedSnapshot {
-                directory,
-                databases: Vec::new(),
-            },
-            open: None,
-            expected: databases,
-        })
+        Ok(Self { received: ReceivedSnapshot { directory, databases: Vec::new() }, open: None, expected: databases })
     }
 
     /// Takes the next chunk.
@@ -168,58 +134,22 @@ impl Incoming {
     /// `InvalidData` when it does not follow from those before; I/O errors.
     pub fn accept(&mut self, chunk: Chunk) -> io::Result<()> {
         match (chunk, self.open.take()) {
-            (
-                Chunk::Begin {
-                    name,
-                    page_size,
-                    page_count,
-                    version,
-                    state_hash,
-                },
-                None,
-            ) => {
+            (Chunk::Begin { name, page_size, page_count, version, state_hash }, None) => {
                 check_database_name(&name).map_err(invalid)?;
-                if self
-                    .received
-                    .databases
-                    .iter()
-                    .any(|database| database.name == name)
-                {
-                    return Err(invalid(format!(
-                        "the snapshot has the database {name:?} twice"
-                    )));
+                if self.received.databases.iter().any(|database| database.name == name) {
+                    return Err(invalid(format!("the snapshot has the database {name:?} twice")));
                 }
                 let path = self.received.directory.join(format!("{name}.sqlite"));
                 let file = File::create(&path)?;
-                let database = ReceivedDatabase {
-                    name,
-                    path,
-                    version: Version(version),
-                    state_hash: StateHash(state_hash),
-                };
-                self.open = Some(Open {
-                    database,
-                    file,
-                    page_size: page_size as usize,
-                    page_count,
-                    next_page: 1,
-                });
+                let database =
+                    ReceivedDatabase { name, path, version: Version(version), state_hash: StateHash(state_hash) };
+                self.open = Some(Open { database, file, page_size: page_size as usize, page_count, next_page: 1 });
                 Ok(())
             }
-            (
-                Chunk::Pages {
-                    first_page,
-                    page_count,
-                    images,
-                    lz4,
-                    crc32c,
-                },
-                Some(mut open),
-            ) => {
+            (Chunk::Pages { first_page, page_count, images, lz4, crc32c }, Some(mut open)) => {
                 let images = decompress(images, lz4)?;
                 let fits = first_page == open.next_page
-                    && u64::from(first_page) + u64::from(page_count)
-                        <= u64::from(open.page_count) + 1
+                    && u64::from(first_page) + u64::from(page_count) <= u64::from(open.page_count) + 1
                     && Some(images.len()) == open.page_size.checked_mul(page_count as usize);
                 if !fits {
                     return Err(invalid(format!(
@@ -228,9 +158,7 @@ impl Incoming {
                     )));
                 }
                 if crc32c::crc32c(&images) != crc32c {
-                    return Err(invalid(format!(
-                        "the checksum of pages from {first_page} on does not match"
-                    )));
+                    return Err(invalid(format!("the checksum of pages from {first_page} on does not match")));
                 }
                 open.file.write_all(&images)?;
                 open.next_page = first_page + page_count;
@@ -239,19 +167,13 @@ impl Incoming {
             }
             (Chunk::End, Some(open)) => {
                 if u64::from(open.next_page) != u64::from(open.page_count) + 1 {
-                    return Err(invalid(format!(
-                        "database {:?} ends at page {}",
-                        open.database.name, open.next_page
-                    )));
+                    return Err(invalid(format!("database {:?} ends at page {}", open.database.name, open.next_page)));
                 }
                 open.file.sync_all()?;
                 self.received.databases.push(open.database);
                 Ok(())
             }
-            (chunk, _) => Err(invalid(format!(
-                "a snapshot chunk out of order: {}",
-                kind(&chunk)
-            ))),
+            (chunk, _) => Err(invalid(format!("a snapshot chunk out of order: {}", kind(&chunk)))),
         }
     }
 
@@ -281,14 +203,9 @@ fn decompress(images: Bytes, lz4: bool) -> io::Result<Bytes> {
     if !lz4 {
         return Ok(images);
     }
-    let size = images
-        .get(..4)
-        .and_then(|size| size.try_into().ok())
-        .map_or(0, u32::from_le_bytes) as usize;
+    let size = images.get(..4).and_then(|size| size.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
     if size > MAX_CHUNK_BYTES {
-        return Err(invalid(format!(
-            "a snapshot chunk of {size} bytes is larger than {MAX_CHUNK_BYTES}"
-        )));
+        return Err(invalid(format!("a snapshot chunk of {size} bytes is larger than {MAX_CHUNK_BYTES}")));
     }
     lz4_flex::block::decompress_size_prepended(&images)
         .map(Bytes::from)
@@ -308,11 +225,7 @@ impl Machine {
     /// DATA/incoming/NAME: where a snapshot that is being received goes.
     pub fn incoming_directory(&self) -> PathBuf {
         let name = format!("{:016x}", rand::random::<u64>());
-        self.directory()
-            .parent()
-            .unwrap_or(self.directory())
-            .join("incoming")
-            .join(name)
+        self.directory().parent().unwrap_or(self.directory()).join("incoming").join(name)
     }
 
     /// Replaces the whole state of this node by a received snapshot; on disk when it returns.
@@ -325,12 +238,8 @@ impl Machine {
         self.close_writers("a snapshot is installed").await;
         let _files = self.inner.files.lock().await;
         let machine = self.clone();
-        let result = tokio::task::spawn_blocking(move || {
-            machine.install_files(position, membership, &snapshot)
-        })
-        .await;
-        result
-            .map_err(|error| DatabaseError::Internal(format!("the install ended early: {error}")))?
+        let result = tokio::task::spawn_blocking(move || machine.install_files(position, membership, &snapshot)).await;
+        result.map_err(|error| DatabaseError::Internal(format!("the install ended early: {error}")))?
     }
 
     fn install_files(
@@ -339,16 +248,9 @@ impl Machine {
         membership: MembershipRecord,
         snapshot: &ReceivedSnapshot,
     ) -> Result<(), DatabaseError> {
-        let kept: BTreeSet<&str> = snapshot
-            .databases
-            .iter()
-            .map(|database| database.name.as_str())
-            .collect();
-        let gone: Vec<String> = self
-            .database_names()
-            .into_iter()
-            .filter(|name| !kept.contains(name.as_str()))
-            .collect();
+        let kept: BTreeSet<&str> = snapshot.databases.iter().map(|database| database.name.as_str()).collect();
+        let gone: Vec<String> =
+            self.database_names().into_iter().filter(|name| !kept.contains(name.as_str())).collect();
         for name in gone {
             if let Some(state) = self.inner.databases.write().remove(&name) {
                 state.writer.stop();
@@ -361,35 +263,22 @@ impl Machine {
             databases: Default::default(),
         };
         for received in &snapshot.databases {
-            let mark = AppliedMark {
-                position,
-                version: received.version,
-                state_hash: received.state_hash,
-            };
+            let mark = AppliedMark { position, version: received.version, state_hash: received.state_hash };
             self.create_database(&received.name)?;
-            let state = self.database(&received.name).ok_or_else(|| {
-                DatabaseError::Internal(format!("database {:?} went away", received.name))
-            })?;
+            let state = self
+                .database(&received.name)
+                .ok_or_else(|| DatabaseError::Internal(format!("database {:?} went away", received.name)))?;
             state.replica.install(&received.path, mark)?;
-            state
-                .restored_index
-                .store(position.index, std::sync::atomic::Ordering::Release);
-            catalog
-                .databases
-                .insert(received.name.clone(), received.version.0);
+            state.restored_index.store(position.index, std::sync::atomic::Ordering::Release);
+            catalog.databases.insert(received.name.clone(), received.version.0);
             self.notify_restored(&received.name, &state)?;
         }
         catalog.write(&self.inner.setup.directory)?;
         let dropped = std::mem::take(&mut *self.inner.dropped.lock());
-        for name in dropped
-            .into_iter()
-            .filter(|name| !catalog.databases.contains_key(name))
-        {
+        for name in dropped.into_iter().filter(|name| !catalog.databases.contains_key(name)) {
             Replica::remove_files(&self.inner.setup.directory, &name)?;
         }
-        self.inner
-            .checkpointed
-            .fetch_max(position.index, std::sync::atomic::Ordering::AcqRel);
+        self.inner.checkpointed.fetch_max(position.index, std::sync::atomic::Ordering::AcqRel);
         self.advance(position, Some(membership));
         Ok(())
     }

@@ -119,8 +119,7 @@ impl Capture {
 
     /// The bound, if a transaction has hit it since the last call.
     pub fn take_too_large(&self) -> Option<u64> {
-        std::mem::take(&mut self.state.lock().too_large)
-            .then_some(self.max_transaction_bytes as u64)
+        std::mem::take(&mut self.state.lock().too_large).then_some(self.max_transaction_bytes as u64)
     }
 
     pub fn open_group(&self) -> OpenGroup {
@@ -152,54 +151,32 @@ impl Capture {
         for beyond in pages.split_off(&(page_count + 1)) {
             self.store.remove_captured(PageNumber(beyond), version);
         }
-        let unwritten: Vec<u32> = (base_count + 1..=page_count)
-            .filter(|number| !pages.contains(number))
-            .collect();
-        let zeros = unwritten
-            .iter()
-            .map(|number| (PageNumber(*number), Page::buffer(self.page_size())));
+        let unwritten: Vec<u32> = (base_count + 1..=page_count).filter(|number| !pages.contains(number)).collect();
+        let zeros = unwritten.iter().map(|number| (PageNumber(*number), Page::buffer(self.page_size())));
         self.store.put_captured(version, zeros);
         pages.extend(unwritten);
 
         let mut hash = state.hash;
         let mut encoder = PageSetEncoder::new();
         for number in pages.iter().map(|number| PageNumber(*number)) {
-            let image = self.store.cached_at(number, version).ok_or_else(|| {
-                io::Error::other(format!("page {} of an open group is gone", number.0))
-            })?;
-            let old = if number.0 <= base_count {
-                self.store.page_at(number, base)?
-            } else {
-                None
-            };
+            let image = self
+                .store
+                .cached_at(number, version)
+                .ok_or_else(|| io::Error::other(format!("page {} of an open group is gone", number.0)))?;
+            let old = if number.0 <= base_count { self.store.page_at(number, base)? } else { None };
             hash.subtract(old.as_ref().map_or(0, |old| old.hash()));
             hash.add(image.hash());
             encoder.page(number, image.bytes(), old.as_ref().map(|old| old.bytes()));
         }
         for cut in page_count + 1..=base_count {
-            hash.subtract(
-                self.store
-                    .page_at(PageNumber(cut), base)?
-                    .map_or(0, |old| old.hash()),
-            );
+            hash.subtract(self.store.page_at(PageNumber(cut), base)?.map_or(0, |old| old.hash()));
         }
-        let header = PageSetHeader {
-            page_size: self.page_size(),
-            base,
-            version,
-            page_count,
-            state_hash: hash,
-        };
+        let header = PageSetHeader { page_size: self.page_size(), base, version, page_count, state_hash: hash };
         let page_set = encoder.finish(header);
-        self.store
-            .record(version, pages.into_iter().map(PageNumber).collect());
+        self.store.record(version, pages.into_iter().map(PageNumber).collect());
         state.sealed = version;
         state.hash = hash;
-        Ok(Some(SealedGroup {
-            version,
-            state_hash: hash,
-            page_set,
-        }))
+        Ok(Some(SealedGroup { version, state_hash: hash, page_set }))
     }
 
     // ---- what the file methods of the WAL call
@@ -230,10 +207,7 @@ impl Capture {
     /// Which frame a place in the WAL belongs to, and where in it.
     fn frame_at(&self, offset: usize) -> (usize, usize) {
         let frame_bytes = FRAME_HEADER_BYTES + self.page_size().bytes();
-        (
-            (offset - WAL_HEADER_BYTES) / frame_bytes,
-            (offset - WAL_HEADER_BYTES) % frame_bytes,
-        )
+        ((offset - WAL_HEADER_BYTES) / frame_bytes, (offset - WAL_HEADER_BYTES) % frame_bytes)
     }
 
     pub(super) fn write_wal(&self, bytes: &[u8], offset: usize) -> Result<(), Refused> {
@@ -268,9 +242,7 @@ impl Capture {
             return Ok(());
         }
         match state.pending.get_mut(at) {
-            Some((_, image))
-                if within == FRAME_HEADER_BYTES && bytes.len() == self.page_size().bytes() =>
-            {
+            Some((_, image)) if within == FRAME_HEADER_BYTES && bytes.len() == self.page_size().bytes() => {
                 image[..bytes.len()].copy_from_slice(bytes);
                 Ok(())
             }
@@ -282,19 +254,14 @@ impl Capture {
     pub(super) fn read_wal(&self, buffer: &mut [u8], offset: usize) -> Result<bool, Refused> {
         let state = self.state.lock();
         if offset < WAL_HEADER_BYTES {
-            let part = state
-                .wal_header
-                .get(offset..offset + buffer.len())
-                .ok_or(Refused::Io)?;
+            let part = state.wal_header.get(offset..offset + buffer.len()).ok_or(Refused::Io)?;
             buffer.copy_from_slice(part);
             return Ok(true);
         }
         let (mut frame, mut within) = self.frame_at(offset);
         let mut done = 0;
         while done < buffer.len() {
-            let pending = frame
-                .checked_sub(state.frames.len())
-                .map(|at| state.pending.get(at));
+            let pending = frame.checked_sub(state.frames.len()).map(|at| state.pending.get(at));
             let header = match pending {
                 None => &state.frames[frame],
                 Some(Some((header, _))) => header,
@@ -318,9 +285,7 @@ impl Capture {
                     _ => {
                         let number = PageNumber(be32(header, 0));
                         let newest = Version(u64::MAX);
-                        self.store
-                            .copy_at(number, newest, from, part)
-                            .map_err(|_| Refused::Io)?;
+                        self.store.copy_at(number, newest, from, part).map_err(|_| Refused::Io)?;
                     }
                 }
                 done += count;
@@ -338,9 +303,7 @@ impl Capture {
             if !extend {
                 return None;
             }
-            state
-                .index
-                .push(vec![0; INDEX_REGION_WORDS].into_boxed_slice());
+            state.index.push(vec![0; INDEX_REGION_WORDS].into_boxed_slice());
         }
         Some(state.index[region].as_mut_ptr())
     }
@@ -357,17 +320,11 @@ impl Capture {
             return;
         };
         let committed = index_word(index, MX_FRAME_AT) as usize;
-        let Some(new) = committed
-            .checked_sub(state.frames.len())
-            .filter(|new| *new > 0)
-        else {
+        let Some(new) = committed.checked_sub(state.frames.len()).filter(|new| *new > 0) else {
             return;
         };
         if new > pending.len() {
-            state.failed = Some(format!(
-                "SQLite counts {new} new frames, {} were written",
-                pending.len()
-            ));
+            state.failed = Some(format!("SQLite counts {new} new frames, {} were written", pending.len()));
             return;
         }
         pending.truncate(new);
@@ -378,16 +335,13 @@ impl Capture {
         }
         let version = state.sealed.next();
         let group = &mut state.group;
-        let images = pending
-            .into_iter()
-            .enumerate()
-            .filter_map(|(at, (header, image))| {
-                let number = be32(&header, 0);
-                (newest.get(&number) == Some(&at)).then(|| {
-                    group.insert(number);
-                    (PageNumber(number), image)
-                })
-            });
+        let images = pending.into_iter().enumerate().filter_map(|(at, (header, image))| {
+            let number = be32(&header, 0);
+            (newest.get(&number) == Some(&at)).then(|| {
+                group.insert(number);
+                (PageNumber(number), image)
+            })
+        });
         self.store.put_captured(version, images);
         state.transactions += 1;
         if committed >= RESTART_FRAMES {

@@ -30,10 +30,7 @@ const VERSION_VALID_FOR_AT: usize = 92;
 /// What a name opens.
 pub(super) enum View {
     Writer(Arc<Capture>),
-    Reader {
-        store: Arc<PageStore>,
-        pinned: Arc<PinnedVersionCell>,
-    },
+    Reader { store: Arc<PageStore>, pinned: Arc<PinnedVersionCell> },
 }
 
 /// The version that a reader connection has pinned now.
@@ -68,15 +65,9 @@ impl Drop for RegisteredName {
 pub(super) fn register(view: View) -> rusqlite::Result<RegisteredName> {
     static VFS: LazyLock<c_int> = LazyLock::new(register_vfs);
     if *VFS != SQLITE_OK {
-        return Err(rusqlite::Error::SqliteFailure(
-            ffi::Error::new(*VFS),
-            Some("the VFS was not registered".into()),
-        ));
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(*VFS), Some("the VFS was not registered".into())));
     }
-    let name = format!(
-        "raft-sqlite-view-{}",
-        NEXT_NAME.fetch_add(1, Ordering::Relaxed)
-    );
+    let name = format!("raft-sqlite-view-{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));
     VIEWS.lock().insert(name.clone(), view);
     Ok(RegisteredName(name))
 }
@@ -84,21 +75,11 @@ pub(super) fn register(view: View) -> rusqlite::Result<RegisteredName> {
 /// From here on the connection's forbidden PRAGMAs are refused.
 pub(super) fn seal(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     // SAFETY: the handle is open for as long as `connection` is borrowed; our file control takes no argument.
-    let code = unsafe {
-        sqlite3_file_control(
-            connection.handle(),
-            c"main".as_ptr(),
-            FILE_CONTROL_SEAL,
-            null_mut(),
-        )
-    };
+    let code = unsafe { sqlite3_file_control(connection.handle(), c"main".as_ptr(), FILE_CONTROL_SEAL, null_mut()) };
     if code == SQLITE_OK {
         Ok(())
     } else {
-        Err(rusqlite::Error::SqliteFailure(
-            ffi::Error::new(code),
-            Some("the connection could not be sealed".into()),
-        ))
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some("the connection could not be sealed".into())))
     }
 }
 
@@ -132,11 +113,7 @@ struct File {
 /// Runs one method on its file's state.
 ///
 /// SAFETY: `file` must be a file that `x_open` set up and `x_close` has not taken down.
-unsafe fn with(
-    file: *mut sqlite3_file,
-    on_panic: c_int,
-    body: impl FnOnce(&mut FileState) -> c_int,
-) -> c_int {
+unsafe fn with(file: *mut sqlite3_file, on_panic: c_int, body: impl FnOnce(&mut FileState) -> c_int) -> c_int {
     // SAFETY: by this function's contract `file` is a `File` whose `state` came from Box::into_raw, and SQLite uses one
     // connection's files from one thread at a time, so the reference is the only one.
     let state = unsafe { &mut *(*file.cast::<File>()).state };
@@ -144,19 +121,13 @@ unsafe fn with(
 }
 
 fn page_at(offset: usize, page_bytes: usize) -> (PageNumber, usize) {
-    (
-        PageNumber((offset / page_bytes) as u32 + 1),
-        offset % page_bytes,
-    )
+    (PageNumber((offset / page_bytes) as u32 + 1), offset % page_bytes)
 }
 
 /// Lays `bytes`, which belong at `at`, over a buffer that was read from `offset`.
 fn patch(buffer: &mut [u8], offset: usize, at: usize, bytes: &[u8]) {
     for (index, byte) in bytes.iter().enumerate() {
-        if let Some(place) = (at + index)
-            .checked_sub(offset)
-            .and_then(|place| buffer.get_mut(place))
-        {
+        if let Some(place) = (at + index).checked_sub(offset).and_then(|place| buffer.get_mut(place)) {
             *place = *byte;
         }
     }
@@ -193,11 +164,7 @@ impl ReaderFile {
                         patch(buffer, within, CHANGE_COUNTER_AT, &counter);
                         patch(buffer, within, VERSION_VALID_FOR_AT, &counter);
                     }
-                    if there {
-                        SQLITE_OK
-                    } else {
-                        SQLITE_IOERR_SHORT_READ
-                    }
+                    if there { SQLITE_OK } else { SQLITE_IOERR_SHORT_READ }
                 }
                 Err(error) => read_failed(&error),
             }
@@ -239,19 +206,10 @@ unsafe extern "C" fn x_close(file: *mut sqlite3_file) -> c_int {
         Kind::WriterMain(capture) => capture.close_connection(),
         Kind::WriterWal(_) => {}
     }));
-    if closed.is_ok() {
-        SQLITE_OK
-    } else {
-        SQLITE_IOERR_CLOSE
-    }
+    if closed.is_ok() { SQLITE_OK } else { SQLITE_IOERR_CLOSE }
 }
 
-unsafe extern "C" fn x_read(
-    file: *mut sqlite3_file,
-    buffer: *mut c_void,
-    amount: c_int,
-    offset: i64,
-) -> c_int {
+unsafe extern "C" fn x_read(file: *mut sqlite3_file, buffer: *mut c_void, amount: c_int, offset: i64) -> c_int {
     // SAFETY: SQLite gives a buffer of `amount` bytes that it uses for nothing else meanwhile.
     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), amount as usize) };
     let offset = offset as usize;
@@ -280,12 +238,7 @@ unsafe extern "C" fn x_read(
     }
 }
 
-unsafe extern "C" fn x_write(
-    file: *mut sqlite3_file,
-    bytes: *const c_void,
-    amount: c_int,
-    offset: i64,
-) -> c_int {
+unsafe extern "C" fn x_write(file: *mut sqlite3_file, bytes: *const c_void, amount: c_int, offset: i64) -> c_int {
     // SAFETY: SQLite gives `amount` readable bytes.
     let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), amount as usize) };
     // SAFETY: SQLite calls methods on open files only.
@@ -328,15 +281,11 @@ unsafe extern "C" fn x_file_size(file: *mut sqlite3_file, size: *mut i64) -> c_i
             let bytes = match &state.kind {
                 Kind::Reader(reader) => {
                     let page_bytes = reader.store.page_size().bytes() as u64;
-                    reader
-                        .with_pin(|pin| pin.page_count())
-                        .map(|count| u64::from(count) * page_bytes)
+                    reader.with_pin(|pin| pin.page_count()).map(|count| u64::from(count) * page_bytes)
                 }
                 Kind::WriterMain(capture) => {
                     let store = capture.store();
-                    let count = store
-                        .page_count_at(Version(u64::MAX))
-                        .map_err(PageError::from);
+                    let count = store.page_count_at(Version(u64::MAX)).map_err(PageError::from);
                     count.map(|count| u64::from(count) * store.page_size().bytes() as u64)
                 }
                 Kind::WriterWal(capture) => Ok(capture.wal_size() as u64),
@@ -389,11 +338,7 @@ unsafe extern "C" fn x_check_reserved_lock(_file: *mut sqlite3_file, held: *mut 
     SQLITE_OK
 }
 
-unsafe extern "C" fn x_file_control(
-    file: *mut sqlite3_file,
-    operation: c_int,
-    argument: *mut c_void,
-) -> c_int {
+unsafe extern "C" fn x_file_control(file: *mut sqlite3_file, operation: c_int, argument: *mut c_void) -> c_int {
     // SAFETY: SQLite calls methods on open files only; what `argument` points to is fixed by `operation`.
     unsafe {
         with(file, SQLITE_IOERR, |state| match operation {
@@ -428,10 +373,7 @@ unsafe extern "C" fn x_sector_size(_file: *mut sqlite3_file) -> c_int {
 }
 
 unsafe extern "C" fn x_device_characteristics(_file: *mut sqlite3_file) -> c_int {
-    SQLITE_IOCAP_ATOMIC
-        | SQLITE_IOCAP_SAFE_APPEND
-        | SQLITE_IOCAP_SEQUENTIAL
-        | SQLITE_IOCAP_POWERSAFE_OVERWRITE
+    SQLITE_IOCAP_ATOMIC | SQLITE_IOCAP_SAFE_APPEND | SQLITE_IOCAP_SEQUENTIAL | SQLITE_IOCAP_POWERSAFE_OVERWRITE
 }
 
 unsafe extern "C" fn x_shm_map(
@@ -445,9 +387,8 @@ unsafe extern "C" fn x_shm_map(
     unsafe {
         with(file, SQLITE_IOERR_SHMMAP, |state| match &state.kind {
             Kind::WriterMain(capture) if size == 32768 => {
-                *address = capture
-                    .index_region(region as usize, extend != 0)
-                    .map_or(null_mut(), |region| region.cast());
+                *address =
+                    capture.index_region(region as usize, extend != 0).map_or(null_mut(), |region| region.cast());
                 SQLITE_OK
             }
             _ => SQLITE_IOERR_SHMMAP,
@@ -455,15 +396,9 @@ unsafe extern "C" fn x_shm_map(
     }
 }
 
-unsafe extern "C" fn x_shm_lock(
-    file: *mut sqlite3_file,
-    first: c_int,
-    _count: c_int,
-    flags: c_int,
-) -> c_int {
+unsafe extern "C" fn x_shm_lock(file: *mut sqlite3_file, first: c_int, _count: c_int, flags: c_int) -> c_int {
     // The wal-index is private: every lock is granted.
-    let write_lock_released =
-        first == 0 && flags & SQLITE_SHM_UNLOCK != 0 && flags & SQLITE_SHM_EXCLUSIVE != 0;
+    let write_lock_released = first == 0 && flags & SQLITE_SHM_UNLOCK != 0 && flags & SQLITE_SHM_EXCLUSIVE != 0;
     // SAFETY: SQLite calls methods on open files only.
     unsafe {
         with(file, SQLITE_IOERR_SHMLOCK, |state| {
@@ -485,12 +420,7 @@ unsafe extern "C" fn x_shm_unmap(_file: *mut sqlite3_file, _delete: c_int) -> c_
     SQLITE_OK
 }
 
-unsafe extern "C" fn x_fetch(
-    file: *mut sqlite3_file,
-    offset: i64,
-    amount: c_int,
-    address: *mut *mut c_void,
-) -> c_int {
+unsafe extern "C" fn x_fetch(file: *mut sqlite3_file, offset: i64, amount: c_int, address: *mut *mut c_void) -> c_int {
     // SAFETY: SQLite calls methods on open files only, and `address` is writable.
     unsafe {
         *address = null_mut();
@@ -520,11 +450,7 @@ unsafe extern "C" fn x_fetch(
     }
 }
 
-unsafe extern "C" fn x_unfetch(
-    file: *mut sqlite3_file,
-    offset: i64,
-    address: *mut c_void,
-) -> c_int {
+unsafe extern "C" fn x_unfetch(file: *mut sqlite3_file, offset: i64, address: *mut c_void) -> c_int {
     // SAFETY: SQLite calls methods on open files only.
     unsafe {
         with(file, SQLITE_IOERR, |state| {
@@ -598,11 +524,7 @@ unsafe extern "C" fn x_open(
         // SAFETY: SQLite's file names are zero-terminated.
         let name = unsafe { CStr::from_ptr(name) }.to_str().ok()?;
         let wal = flags & SQLITE_OPEN_WAL != 0;
-        let view = if wal {
-            name.strip_suffix("-wal")?
-        } else {
-            name
-        };
+        let view = if wal { name.strip_suffix("-wal")? } else { name };
         let views = VIEWS.lock();
         let kind = match (views.get(view)?, wal) {
             (View::Writer(capture), false) => Kind::WriterMain(capture.clone()),
@@ -616,10 +538,7 @@ unsafe extern "C" fn x_open(
             }),
             (View::Reader { .. }, true) => return None,
         };
-        Some(Box::new(FileState {
-            kind,
-            sealed: false,
-        }))
+        Some(Box::new(FileState { kind, sealed: false }))
     }));
     match opened {
         Ok(Some(state)) => {
@@ -643,12 +562,7 @@ unsafe extern "C" fn x_delete(_vfs: *mut sqlite3_vfs, _name: *const c_char, _syn
     SQLITE_OK
 }
 
-unsafe extern "C" fn x_access(
-    _vfs: *mut sqlite3_vfs,
-    _name: *const c_char,
-    _flags: c_int,
-    out: *mut c_int,
-) -> c_int {
+unsafe extern "C" fn x_access(_vfs: *mut sqlite3_vfs, _name: *const c_char, _flags: c_int, out: *mut c_int) -> c_int {
     // SAFETY: SQLite gives a writable int.
     unsafe { *out = 0 };
     SQLITE_OK

@@ -39,17 +39,11 @@ struct ViewConnection {
 
 fn open(view: View, flags: OpenFlags, setup: &str) -> rusqlite::Result<ViewConnection> {
     let name = methods::register(view)?;
-    let connection = Connection::open_with_flags_and_vfs(
-        name.as_str(),
-        flags | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        methods::VFS_NAME,
-    )?;
+    let connection =
+        Connection::open_with_flags_and_vfs(name.as_str(), flags | OpenFlags::SQLITE_OPEN_NO_MUTEX, methods::VFS_NAME)?;
     connection.execute_batch(setup)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
-    Ok(ViewConnection {
-        connection,
-        _name: name,
-    })
+    Ok(ViewConnection { connection, _name: name })
 }
 
 /// Allows ATTACH of memory and temporary databases only; notes what a later caller must not inherit.
@@ -86,15 +80,8 @@ impl WriterConnection {
             "PRAGMA synchronous=OFF; PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=0;
              PRAGMA foreign_keys=ON; PRAGMA cache_size=-{WRITER_CACHE_KIB};"
         );
-        let mut view = open(
-            View::Writer(capture.clone()),
-            OpenFlags::SQLITE_OPEN_READ_WRITE,
-            &setup,
-        )?;
-        view.connection.set_db_config(
-            rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
-            true,
-        )?;
+        let mut view = open(View::Writer(capture.clone()), OpenFlags::SQLITE_OPEN_READ_WRITE, &setup)?;
+        view.connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
         guard(&mut view.connection, Some(touched.clone()))?;
@@ -124,10 +111,7 @@ impl ReaderConnection {
             "PRAGMA temp_store=MEMORY; PRAGMA foreign_keys=ON; PRAGMA cache_size=-{READER_CACHE_KIB};
              PRAGMA mmap_size=1099511627776;"
         );
-        let view = View::Reader {
-            store: store.clone(),
-            pinned: pinned.clone(),
-        };
+        let view = View::Reader { store: store.clone(), pinned: pinned.clone() };
         let mut view = open(view, OpenFlags::SQLITE_OPEN_READ_ONLY, &setup)?;
         methods::seal(&view.connection)?;
         guard(&mut view.connection, None)?;
@@ -143,13 +127,11 @@ impl ReaderConnection {
         let connection = &self.view.connection;
         connection.prepare_cached("BEGIN")?.raw_execute()?;
         // BEGIN alone takes no lock: the first read pins.
-        let begun = connection
-            .prepare_cached("PRAGMA data_version")
-            .and_then(|mut first| {
-                let mut rows = first.raw_query();
-                while rows.next()?.is_some() {}
-                Ok(())
-            });
+        let begun = connection.prepare_cached("PRAGMA data_version").and_then(|mut first| {
+            let mut rows = first.raw_query();
+            while rows.next()?.is_some() {}
+            Ok(())
+        });
         if let Err(error) = begun {
             let _ = self.end();
             return Err(error);

@@ -2,78 +2,26 @@
 
 /// PRAGMAs that would break replication: name, whether only the setter is refused, and why.
 const PRAGMAS: &[(&str, bool, &str)] = &[
-    (
-        "journal_mode",
-        true,
-        "the journal is the replicated log; there is nothing to choose",
-    ),
-    (
-        "locking_mode",
-        true,
-        "locks are the library's; readers never block and never see a lock",
-    ),
-    (
-        "page_size",
-        true,
-        "it is fixed when the database is made: set NodeConfig::page_size for new ones",
-    ),
-    (
-        "synchronous",
-        true,
-        "a commit is on the disks of a majority when it returns, whatever it says",
-    ),
-    (
-        "wal_autocheckpoint",
-        true,
-        "checkpoints are made by the library: see NodeConfig::checkpoint_entries",
-    ),
-    (
-        "wal_checkpoint",
-        false,
-        "checkpoints are made by the library: see NodeConfig::checkpoint_entries",
-    ),
-    (
-        "journal_size_limit",
-        true,
-        "the journal is the replicated log",
-    ),
-    (
-        "mmap_size",
-        true,
-        "pages are shared without copying already",
-    ),
-    (
-        "read_uncommitted",
-        true,
-        "nothing uncommitted is ever shown",
-    ),
-    (
-        "schema_version",
-        true,
-        "SQLite keeps it; a wrong one corrupts the database on every node",
-    ),
-    (
-        "writable_schema",
-        true,
-        "a wrong schema corrupts the database on every node",
-    ),
+    ("journal_mode", true, "the journal is the replicated log; there is nothing to choose"),
+    ("locking_mode", true, "locks are the library's; readers never block and never see a lock"),
+    ("page_size", true, "it is fixed when the database is made: set NodeConfig::page_size for new ones"),
+    ("synchronous", true, "a commit is on the disks of a majority when it returns, whatever it says"),
+    ("wal_autocheckpoint", true, "checkpoints are made by the library: see NodeConfig::checkpoint_entries"),
+    ("wal_checkpoint", false, "checkpoints are made by the library: see NodeConfig::checkpoint_entries"),
+    ("journal_size_limit", true, "the journal is the replicated log"),
+    ("mmap_size", true, "pages are shared without copying already"),
+    ("read_uncommitted", true, "nothing uncommitted is ever shown"),
+    ("schema_version", true, "SQLite keeps it; a wrong one corrupts the database on every node"),
+    ("writable_schema", true, "a wrong schema corrupts the database on every node"),
     ("encoding", true, "databases are UTF-8"),
     ("cache_spill", true, "the library depends on it"),
     ("fullfsync", true, "the log decides how it is synced"),
-    (
-        "checkpoint_fullfsync",
-        true,
-        "the library decides how files are synced",
-    ),
+    ("checkpoint_fullfsync", true, "the library decides how files are synced"),
 ];
 
 /// Why a PRAGMA is refused; None: it is not.
 pub(super) fn pragma(name: &str, sets: bool) -> Option<String> {
     let name = name.to_ascii_lowercase();
-    let (_, _, why) = PRAGMAS
-        .iter()
-        .find(|(refused, only_setter, _)| *refused == name && (sets || !only_setter))?;
-    Some(format!(
-        "PRAGMA {name} is refused on a replicated database: {why}"
-    ))
+    let (_, _, why) = PRAGMAS.iter().find(|(refused, only_setter, _)| *refused == name && (sets || !only_setter))?;
+    Some(format!("PRAGMA {name} is refused on a replicated database: {why}"))
 }

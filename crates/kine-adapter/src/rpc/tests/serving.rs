@@ -44,12 +44,7 @@ async fn node(store: &Store) -> Node {
         client_urls: vec!["http://127.0.0.1:2379".into()],
         peer_urls: vec!["http://127.0.0.1:2380".into()],
     };
-    let node = Node::builder(config)
-        .observer(store.observer())
-        .handler("etcd", store.handler())
-        .start()
-        .await
-        .unwrap();
+    let node = Node::builder(config).observer(store.observer()).handler("etcd", store.handler()).start().await.unwrap();
     store.attach(node.clone());
     node
 }
@@ -64,18 +59,11 @@ pub async fn start_tls() -> Running {
         key: include_bytes!("../testdata/server.key").to_vec(),
         client_authority: None,
     };
-    start_with(ServerOptions {
-        tls: Some(tls),
-        ..ServerOptions::default()
-    })
-    .await
+    start_with(ServerOptions { tls: Some(tls), ..ServerOptions::default() }).await
 }
 
 pub async fn start_with(options: ServerOptions) -> Running {
-    let store = Store::new(StoreOptions {
-        min_lease_ttl_seconds: 1,
-        ..StoreOptions::default()
-    });
+    let store = Store::new(StoreOptions { min_lease_ttl_seconds: 1, ..StoreOptions::default() });
     let node = node(&store).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -91,41 +79,21 @@ pub async fn start_with(options: ServerOptions) -> Running {
     });
     let endpoint = if tls {
         let authority = Certificate::from_pem(include_bytes!("../testdata/ca.pem"));
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(authority)
-            .domain_name("localhost");
-        Endpoint::from_shared(format!("https://{address}"))
-            .unwrap()
-            .tls_config(tls)
-            .unwrap()
+        let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name("localhost");
+        Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap()
     } else {
         Endpoint::from_shared(format!("http://{address}")).unwrap()
     };
     let channel = endpoint.connect().await.unwrap();
-    Running {
-        node,
-        lessor,
-        address,
-        channel,
-        stop,
-        serving,
-    }
+    Running { node, lessor, address, channel, stop, serving }
 }
 
 pub fn put(key: &str, value: &str) -> PutRequest {
-    PutRequest {
-        key: key.to_owned().into(),
-        value: value.to_owned().into(),
-        ..Default::default()
-    }
+    PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }
 }
 
 pub fn key_range(key: &str, end: &str) -> RangeRequest {
-    RangeRequest {
-        key: key.to_owned().into(),
-        range_end: end.to_owned().into(),
-        ..Default::default()
-    }
+    RangeRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() }
 }
 
 impl Running {
@@ -163,37 +131,20 @@ impl Running {
 
     pub async fn watch_with(
         &self,
-        metadata: impl FnOnce(
-            UnboundedReceiverStream<WatchRequest>,
-        ) -> Request<UnboundedReceiverStream<WatchRequest>>,
+        metadata: impl FnOnce(UnboundedReceiverStream<WatchRequest>) -> Request<UnboundedReceiverStream<WatchRequest>>,
     ) -> Watching {
         let (requests, queue) = mpsc::unbounded_channel();
         let request = metadata(UnboundedReceiverStream::new(queue));
-        let answers = WatchClient::new(self.channel())
-            .watch(request)
-            .await
-            .unwrap()
-            .into_inner();
-        Watching {
-            requests: Some(requests),
-            answers,
-        }
+        let answers = WatchClient::new(self.channel()).watch(request).await.unwrap().into_inner();
+        Watching { requests: Some(requests), answers }
     }
 
     pub fn lose_leader(&self) {
-        self.node.set_leadership(Leadership {
-            term: 1,
-            leader: None,
-            writable_here: false,
-        });
+        self.node.set_leadership(Leadership { term: 1, leader: None, writable_here: false });
     }
 
     pub fn regain_leader(&self) {
-        self.node.set_leadership(Leadership {
-            term: 2,
-            leader: Some(NodeId(1)),
-            writable_here: true,
-        });
+        self.node.set_leadership(Leadership { term: 2, leader: Some(NodeId(1)), writable_here: true });
     }
 
     /// Waits for something that cannot be waited for otherwise.
@@ -203,26 +154,14 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waiting)
-            .await
-            .expect("what must happen has happened");
+        tokio::time::timeout(PATIENCE, waiting).await.expect("what must happen has happened");
     }
 
     pub fn stop(self) -> impl Future<Output = ()> {
-        let Running {
-            stop,
-            serving,
-            channel,
-            ..
-        } = self;
+        let Running { stop, serving, channel, .. } = self;
         drop(channel);
         let _ = stop.send(());
-        async {
-            tokio::time::timeout(PATIENCE, serving)
-                .await
-                .expect("the server stops")
-                .unwrap()
-        }
+        async { tokio::time::timeout(PATIENCE, serving).await.expect("the server stops").unwrap() }
     }
 
     pub async fn get(&self, path: &str) -> (u16, String) {
@@ -258,9 +197,7 @@ impl Watching {
     }
 
     pub async fn next(&mut self) -> Result<WatchResponse, Status> {
-        let answer = tokio::time::timeout(PATIENCE, self.answers.next())
-            .await
-            .expect("an answer comes");
+        let answer = tokio::time::timeout(PATIENCE, self.answers.next()).await.expect("an answer comes");
         answer.expect("the stream does not just end")
     }
 }

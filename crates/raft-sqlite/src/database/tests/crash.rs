@@ -42,9 +42,7 @@ impl Content {
 
     fn visible(&self) -> Vec<u8> {
         let mut bytes = self.durable.clone();
-        self.pending
-            .iter()
-            .for_each(|operation| Self::apply(&mut bytes, operation));
+        self.pending.iter().for_each(|operation| Self::apply(&mut bytes, operation));
         bytes
     }
 }
@@ -97,8 +95,7 @@ impl SimulatedDisk {
                     Operation::Write(offset, data) => {
                         for (sector, part) in data.chunks(512).enumerate() {
                             if random.below(2) == 0 {
-                                let part =
-                                    Operation::Write(offset + 512 * sector as u64, part.to_vec());
+                                let part = Operation::Write(offset + 512 * sector as u64, part.to_vec());
                                 Content::apply(&mut content.durable, &part);
                             }
                         }
@@ -133,17 +130,13 @@ impl DiskFile for SimulatedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state.lock();
         // The write that the power fails in may still be there in part.
-        state.files[self.file]
-            .pending
-            .push(Operation::Write(offset, bytes.to_vec()));
+        state.files[self.file].pending.push(Operation::Write(offset, bytes.to_vec()));
         SimulatedDisk::step(&mut state)
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state.lock();
-        state.files[self.file]
-            .pending
-            .push(Operation::SetLength(length));
+        state.files[self.file].pending.push(Operation::SetLength(length));
         SimulatedDisk::step(&mut state)
     }
 
@@ -174,10 +167,7 @@ impl Disk for SimulatedDisk {
                 file
             }
         };
-        Ok(Some(Arc::new(SimulatedFile {
-            disk: self.clone(),
-            file,
-        })))
+        Ok(Some(Arc::new(SimulatedFile { disk: self.clone(), file })))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -209,23 +199,14 @@ fn history(random: &mut Random) -> (Vec<bytes::Bytes>, Vec<u128>) {
     let leader = open(folder.path(), "leader", &options(512));
     let mut writer = leader.open_writer().unwrap();
     let (mut log, mut hashes) = (Vec::new(), Vec::new());
-    writer
-        .connection()
-        .execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)")
-        .unwrap();
+    writer.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").unwrap();
     for round in 0..60 {
         if round % 20 == 19 {
-            writer
-                .connection()
-                .execute_batch("DELETE FROM t WHERE k % 3 = 0; VACUUM")
-                .unwrap();
+            writer.connection().execute_batch("DELETE FROM t WHERE k % 3 = 0; VACUUM").unwrap();
         } else {
             let length = random.below(900);
             let row = (random.below(60) as i64, random.blob(length));
-            writer
-                .connection()
-                .execute("INSERT OR REPLACE INTO t VALUES (?, ?)", row)
-                .unwrap();
+            writer.connection().execute("INSERT OR REPLACE INTO t VALUES (?, ?)", row).unwrap();
         }
         log.push(seal_and_commit(&mut writer, &leader).unwrap());
         hashes.push(leader.pin().state_hash().0);
@@ -234,10 +215,7 @@ fn history(random: &mut Random) -> (Vec<bytes::Bytes>, Vec<u128>) {
 }
 
 fn on(disk: &SimulatedDisk) -> ReplicaOptions {
-    ReplicaOptions {
-        disk: Arc::new(disk.clone()),
-        ..options(512)
-    }
+    ReplicaOptions { disk: Arc::new(disk.clone()), ..options(512) }
 }
 
 /// Applies `upto` entries of the log, skipping what the replica has.
@@ -263,15 +241,9 @@ fn recover_and_check(
     }
     let (replica, mark) = Replica::open(Path::new("/d"), "x", on(disk)).unwrap();
     let version = replica.committed().0;
-    assert!(
-        version >= at_least,
-        "version {version} is there, {at_least} was checkpointed"
-    );
+    assert!(version >= at_least, "version {version} is there, {at_least} was checkpointed");
     assert_eq!(mark.map_or(0, |mark| mark.version.0), version);
-    assert!(
-        replica.verify().unwrap(),
-        "version {version} does not have its own hash"
-    );
+    assert!(replica.verify().unwrap(), "version {version} does not have its own hash");
     if version > 0 {
         assert_eq!(replica.pin().state_hash().0, hashes[version as usize - 1]);
     }
@@ -293,9 +265,7 @@ fn a_checkpoint_survives_a_crash_at_every_operation() {
             let mut at_least = 0;
             if first > 0 {
                 replay(&replica, &log, first);
-                replica
-                    .checkpoint(replica.pin(), position(first as u64))
-                    .unwrap();
+                replica.checkpoint(replica.pin(), position(first as u64)).unwrap();
                 at_least = first as u64;
             }
             replay(&replica, &log, second);
@@ -314,10 +284,7 @@ fn a_checkpoint_survives_a_crash_at_every_operation() {
             crashes += 1;
         }
     }
-    assert!(
-        crashes > 30,
-        "only {crashes} crashes: the seam counts too few operations"
-    );
+    assert!(crashes > 30, "only {crashes} crashes: the seam counts too few operations");
 }
 
 #[test]
@@ -357,11 +324,7 @@ fn an_install_survives_a_crash_at_every_operation() {
         state.files[state.names[Path::new("/s/s.sqlite")]].visible()
     };
     let pin = sender.pin();
-    let mark = AppliedMark {
-        position: position(40),
-        version: pin.version(),
-        state_hash: pin.state_hash(),
-    };
+    let mark = AppliedMark { position: position(40), version: pin.version(), state_hash: pin.state_hash() };
     for budget in 0.. {
         let disk = SimulatedDisk::default();
         let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
@@ -375,13 +338,7 @@ fn an_install_survives_a_crash_at_every_operation() {
         let survived = replica.install(Path::new("/d/received"), mark).is_ok();
         drop(replica);
         disk.crash(&mut random);
-        let version = recover_and_check(
-            &disk,
-            &log,
-            &hashes,
-            if survived { 40 } else { 7 },
-            &mut random,
-        );
+        let version = recover_and_check(&disk, &log, &hashes, if survived { 40 } else { 7 }, &mut random);
         assert!(version == 7 || version == 40);
         if survived {
             assert!(budget > 5);

@@ -30,10 +30,7 @@ fn one(sql: &str, values: Vec<Value>) -> (String, Vec<Value>) {
 
 /// One transaction.
 fn transaction(random: &mut Random, seq: i64) -> Sql {
-    let mut sql = vec![
-        one("BEGIN IMMEDIATE", vec![]),
-        one("UPDATE meta SET seq = ?", vec![seq.into()]),
-    ];
+    let mut sql = vec![one("BEGIN IMMEDIATE", vec![]), one("UPDATE meta SET seq = ?", vec![seq.into()])];
     for step in 0..random.below(5) {
         let key = random.below(500) as i64;
         match random.below(22) {
@@ -44,14 +41,8 @@ fn transaction(random: &mut Random, seq: i64) -> Sql {
                     vec![key.into(), random.blob(length).into(), (seq % 50).into()],
                 ));
             }
-            7..=8 => sql.push(one(
-                "DELETE FROM kv WHERE k BETWEEN ? AND ?",
-                vec![key.into(), (key + 20).into()],
-            )),
-            9..=10 => sql.push(one(
-                "UPDATE kv SET n = n + 1 WHERE k % 7 = ?",
-                vec![(key % 7).into()],
-            )),
+            7..=8 => sql.push(one("DELETE FROM kv WHERE k BETWEEN ? AND ?", vec![key.into(), (key + 20).into()])),
+            9..=10 => sql.push(one("UPDATE kv SET n = n + 1 WHERE k % 7 = ?", vec![(key % 7).into()])),
             11 => {
                 let length = random.below(60_000);
                 sql.push(one(
@@ -60,31 +51,18 @@ fn transaction(random: &mut Random, seq: i64) -> Sql {
                 ));
             }
             12 => sql.push(one("DELETE FROM big WHERE k < ?", vec![(key % 10).into()])),
-            13..=14 => sql.push(one(
-                "INSERT OR REPLACE INTO name VALUES ('name-' || ?, ?)",
-                vec![key.into(), seq.into()],
-            )),
-            15 => sql.push(one(
-                "INSERT INTO gen(a, c) VALUES (?, json_object('k', ?))",
-                vec![key.into(), seq.into()],
-            )),
+            13..=14 => {
+                sql.push(one("INSERT OR REPLACE INTO name VALUES ('name-' || ?, ?)", vec![key.into(), seq.into()]))
+            }
+            15 => sql.push(one("INSERT INTO gen(a, c) VALUES (?, json_object('k', ?))", vec![key.into(), seq.into()])),
             16 => sql.push(one(
                 "INSERT INTO ft VALUES ('word' || ? || ' and word' || ?)",
                 vec![(key % 30).into(), (seq % 30).into()],
             )),
-            17 => sql.push(one(
-                &format!("CREATE TABLE IF NOT EXISTS extra{}(x)", key % 5),
-                vec![],
-            )),
-            18 => sql.push(one(
-                &format!("DROP TABLE IF EXISTS extra{}", key % 5),
-                vec![],
-            )),
+            17 => sql.push(one(&format!("CREATE TABLE IF NOT EXISTS extra{}(x)", key % 5), vec![])),
+            18 => sql.push(one(&format!("DROP TABLE IF EXISTS extra{}", key % 5), vec![])),
             19 if random.below(8) == 0 => {
-                sql.push(one(
-                    &format!("ALTER TABLE gen ADD COLUMN c{seq}_{step} DEFAULT 7"),
-                    vec![],
-                ));
+                sql.push(one(&format!("ALTER TABLE gen ADD COLUMN c{seq}_{step} DEFAULT 7"), vec![]));
             }
             _ => {
                 // A savepoint over enough pages to spill the cache, rolled back more often than not.
@@ -93,66 +71,28 @@ fn transaction(random: &mut Random, seq: i64) -> Sql {
                     "UPDATE kv SET v = zeroblob(400), n = ? WHERE k > ?",
                     vec![(seq % 50).into(), (key / 2).into()],
                 ));
-                sql.push(one(
-                    if random.below(3) == 0 {
-                        "RELEASE a"
-                    } else {
-                        "ROLLBACK TO a"
-                    },
-                    vec![],
-                ));
+                sql.push(one(if random.below(3) == 0 { "RELEASE a" } else { "ROLLBACK TO a" }, vec![]));
             }
         }
     }
-    let (from, to, amount) = (
-        1 + random.below(100) as i64,
-        1 + random.below(100) as i64,
-        random.below(100) as i64,
-    );
-    sql.push(one(
-        "UPDATE acct SET b = b - ? WHERE id = ?",
-        vec![amount.into(), from.into()],
-    ));
-    sql.push(one(
-        "UPDATE acct SET b = b + ? WHERE id = ?",
-        vec![amount.into(), to.into()],
-    ));
-    sql.push(one(
-        if random.below(10) == 0 {
-            "ROLLBACK"
-        } else {
-            "COMMIT"
-        },
-        vec![],
-    ));
+    let (from, to, amount) = (1 + random.below(100) as i64, 1 + random.below(100) as i64, random.below(100) as i64);
+    sql.push(one("UPDATE acct SET b = b - ? WHERE id = ?", vec![amount.into(), from.into()]));
+    sql.push(one("UPDATE acct SET b = b + ? WHERE id = ?", vec![amount.into(), to.into()]));
+    sql.push(one(if random.below(10) == 0 { "ROLLBACK" } else { "COMMIT" }, vec![]));
     sql
 }
 
 fn run(connection: &Connection, sql: &Sql) {
     for (text, values) in sql {
-        let mut statement = connection
-            .prepare_cached(text)
-            .unwrap_or_else(|error| panic!("{text}: {error}"));
-        statement
-            .execute(params_from_iter(values))
-            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        let mut statement = connection.prepare_cached(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        statement.execute(params_from_iter(values)).unwrap_or_else(|error| panic!("{text}: {error}"));
     }
 }
 
 /// Reads over and over: sums that every transaction keeps, and two ways to count that must agree.
-fn reader(
-    replica: Replica,
-    low: Arc<AtomicI64>,
-    high: Arc<AtomicI64>,
-    stop: Arc<AtomicBool>,
-) -> u64 {
+fn reader(replica: Replica, low: Arc<AtomicI64>, high: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> u64 {
     let reader = replica.open_reader().unwrap();
-    let number = |sql: &str| -> i64 {
-        reader
-            .connection()
-            .query_row(sql, [], |row| row.get(0))
-            .unwrap()
-    };
+    let number = |sql: &str| -> i64 { reader.connection().query_row(sql, [], |row| row.get(0)).unwrap() };
     let mut reads = 0;
     let mut last = 0;
     while !stop.load(SeqCst) {
@@ -160,10 +100,7 @@ fn reader(
         reader.begin().unwrap();
         let seq = number("SELECT seq FROM meta");
         let after = high.load(SeqCst);
-        assert!(
-            before <= seq && seq <= after,
-            "a reader saw {seq}, committed were {before} to {after}"
-        );
+        assert!(before <= seq && seq <= after, "a reader saw {seq}, committed were {before} to {after}");
         assert!(seq >= last, "a reader went back from {last} to {seq}");
         last = seq;
         assert_eq!(number("SELECT sum(b) FROM acct"), 100_000);
@@ -173,17 +110,9 @@ fn reader(
         );
         let _: Option<i64> = reader
             .connection()
-            .query_row(
-                "SELECT sum(length(v) + unicode(hex(substr(v, -1)))) FROM big",
-                [],
-                |row| row.get(0),
-            )
+            .query_row("SELECT sum(length(v) + unicode(hex(substr(v, -1)))) FROM big", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(
-            number("SELECT seq FROM meta"),
-            seq,
-            "a transaction saw two states"
-        );
+        assert_eq!(number("SELECT seq FROM meta"), seq, "a transaction saw two states");
         reader.end().unwrap();
         reads += 1;
     }
@@ -205,10 +134,7 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
     let plain = Connection::open_in_memory().unwrap();
     let open_writer = || -> Writer {
         let writer = leader.open_writer().unwrap();
-        writer
-            .connection()
-            .execute_batch(&format!("PRAGMA cache_size = {cache_pages}"))
-            .unwrap();
+        writer.connection().execute_batch(&format!("PRAGMA cache_size = {cache_pages}")).unwrap();
         writer
     };
     let mut writer = open_writer();
@@ -216,17 +142,13 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
     let (low, high) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
     let stop = Arc::new(AtomicBool::new(false));
 
-    writer
-        .connection()
-        .execute_batch(&format!("BEGIN IMMEDIATE; {SETUP} COMMIT"))
-        .unwrap();
+    writer.connection().execute_batch(&format!("BEGIN IMMEDIATE; {SETUP} COMMIT")).unwrap();
     plain.execute_batch(SETUP).unwrap();
     let page_set = seal_and_commit(&mut writer, &leader).unwrap();
     follower.apply(&page_set).unwrap();
     let readers: Vec<_> = [&leader, &follower]
         .map(|replica| {
-            let (replica, low, high, stop) =
-                (replica.clone(), low.clone(), high.clone(), stop.clone());
+            let (replica, low, high, stop) = (replica.clone(), low.clone(), high.clone(), stop.clone());
             std::thread::spawn(move || reader(replica, low, high, stop))
         })
         .into();
@@ -237,23 +159,19 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
     for step in 0..steps {
         seq += 1;
         let vacuum = random.below(100) == 0;
-        let sql = if vacuum {
-            vec![one("VACUUM", vec![])]
-        } else {
-            transaction(&mut random, seq)
-        };
+        let sql = if vacuum { vec![one("VACUUM", vec![])] } else { transaction(&mut random, seq) };
         run(writer.connection(), &sql);
         group.push(sql);
         // Groups of one to a few transactions, on their way for a while.
-        if random.below(3) == 0 || vacuum {
-            if let Some(sealed) = writer.seal().unwrap() {
-                in_flight.push_back(InFlight {
-                    sql: std::mem::take(&mut group),
-                    version: sealed.version,
-                    page_set: sealed.page_set,
-                    seq,
-                });
-            }
+        if (random.below(3) == 0 || vacuum)
+            && let Some(sealed) = writer.seal().unwrap()
+        {
+            in_flight.push_back(InFlight {
+                sql: std::mem::take(&mut group),
+                version: sealed.version,
+                page_set: sealed.page_set,
+                seq,
+            });
         }
         let settle = step % 100 == 99;
         if settle && let Some(sealed) = writer.seal().unwrap() {
@@ -270,23 +188,16 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
             index += 1;
             high.store(committed.seq, SeqCst);
             leader.commit_captured(committed.version).unwrap();
-            assert_eq!(
-                follower.apply(&committed.page_set).unwrap(),
-                committed.version
-            );
+            assert_eq!(follower.apply(&committed.page_set).unwrap(), committed.version);
             committed.sql.iter().for_each(|sql| run(&plain, sql));
             if random.below(10) == 0 {
                 leader.checkpoint(leader.pin(), position(index)).unwrap();
             }
             if random.below(15) == 0 {
-                follower
-                    .checkpoint(follower.pin(), position(index))
-                    .unwrap();
+                follower.checkpoint(follower.pin(), position(index)).unwrap();
             }
             // The follower is behind the leader for an instant: a reader of either is at or after what both have.
-            let seen: i64 = plain
-                .query_row("SELECT seq FROM meta", [], |row| row.get(0))
-                .unwrap();
+            let seen: i64 = plain.query_row("SELECT seq FROM meta", [], |row| row.get(0)).unwrap();
             low.store(seen, SeqCst);
         }
         if !settle && random.below(30) == 0 {
@@ -297,11 +208,7 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
             writer = open_writer();
             let reader = leader.open_reader().unwrap();
             let want = dump(&plain);
-            assert_eq!(
-                dump(writer.connection()),
-                want,
-                "the writer begins at the committed state"
-            );
+            assert_eq!(dump(writer.connection()), want, "the writer begins at the committed state");
             assert_eq!(dump(reader.connection()), want);
         }
         if settle {
@@ -316,18 +223,13 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
         }
     }
     stop.store(true, SeqCst);
-    let reads: u64 = readers
-        .into_iter()
-        .map(|reader| reader.join().unwrap())
-        .sum();
+    let reads: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
     assert!(reads > 0);
     writer.discard();
 
     // After a last checkpoint the files are plain SQLite databases, equal byte for byte.
     for replica in [&leader, &follower] {
-        replica
-            .checkpoint(replica.pin(), position(index + 1))
-            .unwrap();
+        replica.checkpoint(replica.pin(), position(index + 1)).unwrap();
     }
     let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     assert!(read("leader.sqlite") == read("follower.sqlite"));
@@ -365,16 +267,10 @@ fn a_restarted_replica_goes_on_where_it_was() {
     let mut log = Vec::new();
     {
         let mut writer = leader.open_writer().unwrap();
-        writer
-            .connection()
-            .execute_batch("CREATE TABLE t(x)")
-            .unwrap();
+        writer.connection().execute_batch("CREATE TABLE t(x)").unwrap();
         log.push(seal_and_commit(&mut writer, &leader).unwrap());
         for number in 0..200 {
-            writer
-                .connection()
-                .execute("INSERT INTO t VALUES (?)", [number])
-                .unwrap();
+            writer.connection().execute("INSERT INTO t VALUES (?)", [number]).unwrap();
             log.push(seal_and_commit(&mut writer, &leader).unwrap());
         }
     }
@@ -384,16 +280,11 @@ fn a_restarted_replica_goes_on_where_it_was() {
         for page_set in &log[..restart_at] {
             follower.apply(page_set).unwrap();
         }
-        follower
-            .checkpoint(follower.pin(), position(restart_at as u64))
-            .unwrap();
+        follower.checkpoint(follower.pin(), position(restart_at as u64)).unwrap();
         drop(follower);
         let (follower, mark) = Replica::open(folder.path(), &name, options.clone()).unwrap();
         let mark = mark.unwrap();
-        assert_eq!(
-            (mark.position.index, mark.version.0),
-            (restart_at as u64, restart_at as u64)
-        );
+        assert_eq!((mark.position.index, mark.version.0), (restart_at as u64, restart_at as u64));
         for page_set in &log[restart_at..] {
             follower.apply(page_set).unwrap();
         }

@@ -8,15 +8,9 @@ use super::*;
 fn leader_with_rows(folder: &Path, options: &ReplicaOptions, rows: i64) -> (Replica, Writer) {
     let leader = open(folder, "leader", options);
     let mut writer = leader.open_writer().unwrap();
-    writer
-        .connection()
-        .execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)")
-        .unwrap();
+    writer.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").unwrap();
     for row in 0..rows {
-        writer
-            .connection()
-            .execute("INSERT INTO t VALUES (?, zeroblob(1000))", [row])
-            .unwrap();
+        writer.connection().execute("INSERT INTO t VALUES (?, zeroblob(1000))", [row]).unwrap();
     }
     seal_and_commit(&mut writer, &leader).unwrap();
     (leader, writer)
@@ -47,10 +41,7 @@ fn each_pragma_that_would_break_replication_is_refused_with_a_reason() {
             "PRAGMA checkpoint_fullfsync = 1",
         ] {
             let error = connection.execute_batch(sql).unwrap_err().to_string();
-            assert!(
-                error.contains("is refused on a replicated database: "),
-                "{sql}: {error}"
-            );
+            assert!(error.contains("is refused on a replicated database: "), "{sql}: {error}");
         }
         for sql in [
             "ATTACH 'other.db' AS o",
@@ -70,10 +61,7 @@ fn each_pragma_that_would_break_replication_is_refused_with_a_reason() {
         "ATTACH ':memory:' AS m; DETACH m",
         "PRAGMA optimize",
     ] {
-        writer
-            .connection()
-            .execute_batch(sql)
-            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+        writer.connection().execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 }
 
@@ -81,39 +69,23 @@ fn each_pragma_that_would_break_replication_is_refused_with_a_reason() {
 fn what_a_caller_leaves_on_the_connection_is_gone_for_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let (leader, mut writer) = leader_with_rows(folder.path(), &options(4096), 1);
-    writer.connection().execute_batch("CREATE TEMP TABLE mine(x); INSERT INTO mine VALUES (1); PRAGMA foreign_keys = OFF; ATTACH ':memory:' AS m").unwrap();
-    // Captured, not yet committed: survives the connection being opened anew.
     writer
         .connection()
-        .execute("INSERT INTO t VALUES (77, NULL)", [])
+        .execute_batch(
+            "CREATE TEMP TABLE mine(x); INSERT INTO mine VALUES (1); PRAGMA foreign_keys = OFF; ATTACH ':memory:' AS m",
+        )
         .unwrap();
+    // Captured, not yet committed: survives the connection being opened anew.
+    writer.connection().execute("INSERT INTO t VALUES (77, NULL)", []).unwrap();
     assert!(writer.reset_connection().unwrap());
-    assert!(
-        writer
-            .connection()
-            .execute_batch("SELECT * FROM mine")
-            .is_err()
-    );
-    assert!(
-        writer
-            .connection()
-            .execute_batch("CREATE TABLE m.x(y)")
-            .is_err()
-    );
-    let foreign_keys: i64 = writer
-        .connection()
-        .query_row("PRAGMA foreign_keys", [], |row| row.get(0))
-        .unwrap();
+    assert!(writer.connection().execute_batch("SELECT * FROM mine").is_err());
+    assert!(writer.connection().execute_batch("CREATE TABLE m.x(y)").is_err());
+    let foreign_keys: i64 = writer.connection().query_row("PRAGMA foreign_keys", [], |row| row.get(0)).unwrap();
     assert_eq!(foreign_keys, 1);
-    let there: i64 = writer
-        .connection()
-        .query_row("SELECT count(*) FROM t WHERE k = 77", [], |row| row.get(0))
-        .unwrap();
+    let there: i64 =
+        writer.connection().query_row("SELECT count(*) FROM t WHERE k = 77", [], |row| row.get(0)).unwrap();
     assert_eq!(there, 1);
-    assert!(
-        !writer.reset_connection().unwrap(),
-        "nothing was touched since"
-    );
+    assert!(!writer.reset_connection().unwrap(), "nothing was touched since");
     seal_and_commit(&mut writer, &leader).unwrap();
     assert!(leader.verify().unwrap());
 }
@@ -121,38 +93,20 @@ fn what_a_caller_leaves_on_the_connection_is_gone_for_the_next() {
 #[test]
 fn an_oversized_transaction_is_rolled_back_and_the_writer_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let options = ReplicaOptions {
-        max_transaction_bytes: 100 * 4096,
-        ..options(4096)
-    };
+    let options = ReplicaOptions { max_transaction_bytes: 100 * 4096, ..options(4096) };
     let (leader, mut writer) = leader_with_rows(folder.path(), &options, 10);
     let fill = "WITH RECURSIVE c(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM c WHERE i < 3000) INSERT INTO t SELECT i, zeroblob(1000) FROM c";
-    writer
-        .connection()
-        .execute_batch("BEGIN IMMEDIATE")
-        .unwrap();
-    let result = writer
-        .connection()
-        .execute_batch(fill)
-        .and_then(|()| writer.connection().execute_batch("COMMIT"));
+    writer.connection().execute_batch("BEGIN IMMEDIATE").unwrap();
+    let result = writer.connection().execute_batch(fill).and_then(|()| writer.connection().execute_batch("COMMIT"));
     assert!(result.is_err());
     assert_eq!(writer.take_too_large(), Some(100 * 4096));
     if !writer.connection().is_autocommit() {
         writer.connection().execute_batch("ROLLBACK").unwrap();
     }
-    assert!(
-        writer.seal().unwrap().is_none(),
-        "nothing of it was captured"
-    );
-    writer
-        .connection()
-        .execute("INSERT INTO t VALUES (500, NULL)", [])
-        .unwrap();
+    assert!(writer.seal().unwrap().is_none(), "nothing of it was captured");
+    writer.connection().execute("INSERT INTO t VALUES (500, NULL)", []).unwrap();
     seal_and_commit(&mut writer, &leader).unwrap();
-    let count: i64 = writer
-        .connection()
-        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-        .unwrap();
+    let count: i64 = writer.connection().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(count, 11);
     assert!(leader.verify().unwrap());
 }
@@ -162,32 +116,18 @@ fn a_long_reader_sees_its_version_over_checkpoints_and_costs_only_what_it_pins()
     let folder = tempfile::tempdir().unwrap();
     let (leader, mut writer) = leader_with_rows(folder.path(), &options(4096), 500);
     leader.checkpoint(leader.pin(), position(1)).unwrap();
-    assert!(
-        leader.statistics().memory_bytes < 10 * 4096,
-        "checkpointed pages leave memory"
-    );
+    assert!(leader.statistics().memory_bytes < 10 * 4096, "checkpointed pages leave memory");
     let reader = leader.open_reader().unwrap();
     let pinned = reader.begin().unwrap();
     let before = dump(reader.connection());
     for round in 0..20i64 {
-        writer
-            .connection()
-            .execute("UPDATE t SET v = zeroblob(900 + ?)", [round])
-            .unwrap();
-        writer
-            .connection()
-            .execute("DELETE FROM t WHERE k = ?", [round])
-            .unwrap();
+        writer.connection().execute("UPDATE t SET v = zeroblob(900 + ?)", [round]).unwrap();
+        writer.connection().execute("DELETE FROM t WHERE k = ?", [round]).unwrap();
         if round == 10 {
-            writer
-                .connection()
-                .execute_batch("DELETE FROM t WHERE k > 250; VACUUM")
-                .unwrap();
+            writer.connection().execute_batch("DELETE FROM t WHERE k > 250; VACUUM").unwrap();
         }
         seal_and_commit(&mut writer, &leader).unwrap();
-        leader
-            .checkpoint(leader.pin(), position(round as u64 + 2))
-            .unwrap();
+        leader.checkpoint(leader.pin(), position(round as u64 + 2)).unwrap();
         assert_eq!(dump(reader.connection()), before, "round {round}");
     }
     // The old state once, and what two rounds need: not twenty.
@@ -196,44 +136,26 @@ fn a_long_reader_sees_its_version_over_checkpoints_and_costs_only_what_it_pins()
     assert!(reader.begin().is_err(), "it is in a transaction still");
     assert!(pinned < leader.committed());
     reader.end().unwrap();
-    writer
-        .connection()
-        .execute_batch("DELETE FROM t WHERE k = 100")
-        .unwrap();
+    writer.connection().execute_batch("DELETE FROM t WHERE k = 100").unwrap();
     seal_and_commit(&mut writer, &leader).unwrap();
     leader.checkpoint(leader.pin(), position(30)).unwrap();
-    assert!(
-        leader.statistics().memory_bytes < 20 * 4096,
-        "{}",
-        leader.statistics().memory_bytes
-    );
+    assert!(leader.statistics().memory_bytes < 20 * 4096, "{}", leader.statistics().memory_bytes);
     assert!(leader.verify().unwrap());
 }
 
 #[test]
 fn a_reader_that_is_too_old_gets_an_error_instead_of_memory() {
     let folder = tempfile::tempdir().unwrap();
-    let options = ReplicaOptions {
-        max_reader_age: std::time::Duration::ZERO,
-        ..options(4096)
-    };
+    let options = ReplicaOptions { max_reader_age: std::time::Duration::ZERO, ..options(4096) };
     let (leader, mut writer) = leader_with_rows(folder.path(), &options, 300);
     let reader = leader.open_reader().unwrap();
-    reader
-        .connection()
-        .execute_batch("PRAGMA cache_size = 5")
-        .unwrap();
+    reader.connection().execute_batch("PRAGMA cache_size = 5").unwrap();
     reader.begin().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(2));
-    writer
-        .connection()
-        .execute_batch("UPDATE t SET v = zeroblob(900)")
-        .unwrap();
+    writer.connection().execute_batch("UPDATE t SET v = zeroblob(900)").unwrap();
     seal_and_commit(&mut writer, &leader).unwrap();
     let read: rusqlite::Result<i64> =
-        reader
-            .connection()
-            .query_row("SELECT sum(length(v)) FROM t", [], |row| row.get(0));
+        reader.connection().query_row("SELECT sum(length(v)) FROM t", [], |row| row.get(0));
     assert!(read.is_err());
     let _ = reader.end();
     reader.begin().unwrap();
@@ -245,27 +167,15 @@ fn a_page_set_on_another_base_is_refused_and_changes_nothing() {
     let options = options(4096);
     let (leader, mut writer) = leader_with_rows(folder.path(), &options, 3);
     let follower = open(folder.path(), "follower", &options);
-    writer
-        .connection()
-        .execute("INSERT INTO t VALUES (100, NULL)", [])
-        .unwrap();
+    writer.connection().execute("INSERT INTO t VALUES (100, NULL)", []).unwrap();
     let second = seal_and_commit(&mut writer, &leader).unwrap();
     let hash = follower.pin().state_hash();
-    assert!(matches!(
-        follower.apply(&second),
-        Err(ApplyError::BaseMismatch { .. })
-    ));
+    assert!(matches!(follower.apply(&second), Err(ApplyError::BaseMismatch { .. })));
     assert_eq!(follower.pin().state_hash(), hash);
     // This node's own writer is open: a foreign entry has to wait until it is closed.
-    writer
-        .connection()
-        .execute("INSERT INTO t VALUES (101, NULL)", [])
-        .unwrap();
+    writer.connection().execute("INSERT INTO t VALUES (101, NULL)", []).unwrap();
     let third = writer.seal().unwrap().unwrap();
-    assert!(matches!(
-        leader.apply(&third.page_set),
-        Err(ApplyError::CapturedVersionsExist)
-    ));
+    assert!(matches!(leader.apply(&third.page_set), Err(ApplyError::CapturedVersionsExist)));
     writer.discard();
     leader.apply(&third.page_set).unwrap();
     assert!(leader.verify().unwrap());
@@ -281,11 +191,7 @@ fn an_install_replaces_the_state_and_open_readers_keep_theirs() {
     old_reader.begin().unwrap();
     leader.checkpoint(leader.pin(), position(9)).unwrap();
     let pin = leader.pin();
-    let mark = AppliedMark {
-        position: position(9),
-        version: pin.version(),
-        state_hash: pin.state_hash(),
-    };
+    let mark = AppliedMark { position: position(9), version: pin.version(), state_hash: pin.state_hash() };
     let received = folder.path().join("received");
     std::fs::copy(folder.path().join("leader.sqlite"), &received).unwrap();
 
@@ -294,34 +200,19 @@ fn an_install_replaces_the_state_and_open_readers_keep_theirs() {
     wrong[middle] ^= 1;
     let damaged = folder.path().join("damaged");
     std::fs::write(&damaged, wrong).unwrap();
-    assert!(matches!(
-        follower.install(&damaged, mark),
-        Err(DatabaseError::Damaged { .. })
-    ));
-    assert_eq!(
-        follower.committed(),
-        crate::page::Version(0),
-        "the old state stands"
-    );
+    assert!(matches!(follower.install(&damaged, mark), Err(DatabaseError::Damaged { .. })));
+    assert_eq!(follower.committed(), crate::page::Version(0), "the old state stands");
 
     follower.install(&received, mark).unwrap();
     assert_same_pages(&leader, &follower);
     let tables = |reader: &super::super::Reader| -> i64 {
-        reader
-            .connection()
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .unwrap()
+        reader.connection().query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(tables(&old_reader), 0);
     assert!(!old_reader.is_current());
     assert_eq!(tables(&follower.open_reader().unwrap()), 1);
-    writer
-        .connection()
-        .execute("INSERT INTO t VALUES (1000, NULL)", [])
-        .unwrap();
-    follower
-        .apply(&seal_and_commit(&mut writer, &leader).unwrap())
-        .unwrap();
+    writer.connection().execute("INSERT INTO t VALUES (1000, NULL)", []).unwrap();
+    follower.apply(&seal_and_commit(&mut writer, &leader).unwrap()).unwrap();
     assert_same_pages(&leader, &follower);
     drop(follower);
     let (follower, read) = Replica::open(folder.path(), "follower", options).unwrap();

@@ -7,26 +7,18 @@ use bytes::Bytes;
 use crate::log::{Entry, EntryId, Log, LogError, LogOptions, LogState};
 
 fn entry(term: u64, index: u64, payload: &[u8]) -> Entry {
-    Entry {
-        id: EntryId { term, index },
-        kind: 1,
-        payload: Bytes::copy_from_slice(payload),
-    }
+    Entry { id: EntryId { term, index }, kind: 1, payload: Bytes::copy_from_slice(payload) }
 }
 
 #[test]
 fn append_read_truncate_purge_vote_reopen() {
     let directory = tempfile::tempdir().unwrap();
-    let options = LogOptions {
-        segment_bytes: 16 * 1024,
-        ..LogOptions::default()
-    };
+    let options = LogOptions { segment_bytes: 16 * 1024, ..LogOptions::default() };
     let log = Log::open(directory.path(), &options).unwrap();
     assert_eq!(log.state(), LogState::default());
     let entries: Vec<_> = (0..100).map(|i| entry(1, i, &[i as u8; 300])).collect();
     let (sender, receiver) = mpsc::channel();
-    log.append(entries.clone(), move |result| sender.send(result).unwrap())
-        .unwrap();
+    log.append(entries.clone(), move |result| sender.send(result).unwrap()).unwrap();
     assert_eq!(log.read(0..1000, None).unwrap(), entries);
     receiver.recv().unwrap().unwrap();
     log.truncate_after(Some(89), |_| {}).unwrap();
@@ -43,10 +35,7 @@ fn append_read_truncate_purge_vote_reopen() {
         let log = Log::open(directory.path(), &options).unwrap();
         assert_eq!(
             log.state(),
-            LogState {
-                purged: Some(EntryId { term: 1, index: 69 }),
-                last: Some(EntryId { term: 2, index: 90 })
-            }
+            LogState { purged: Some(EntryId { term: 1, index: 69 }), last: Some(EntryId { term: 2, index: 90 }) }
         );
         assert_eq!(log.read(0..1000, None).unwrap(), expected);
         assert_eq!(log.read(75..1000, Some(650)).unwrap(), expected[5..7]);
@@ -73,14 +62,8 @@ fn callbacks_come_in_order_after_the_entries_can_be_read() {
     drop(sender);
     assert!(receiver.iter().eq(0..500));
     let statistics = log.statistics();
-    assert!(
-        statistics.syncs >= 1 && statistics.written_entries == 500,
-        "{statistics:?}"
-    );
-    assert_eq!(
-        statistics.sync_latency.iter().sum::<u64>(),
-        statistics.syncs
-    );
+    assert!(statistics.syncs >= 1 && statistics.written_entries == 500, "{statistics:?}");
+    assert_eq!(statistics.sync_latency.iter().sum::<u64>(), statistics.syncs);
 }
 
 #[test]
@@ -89,14 +72,8 @@ fn a_second_opener_is_told_who_holds_the_log() {
     let log = Log::open(directory.path(), &LogOptions::default()).unwrap();
     let error = Log::open(directory.path(), &LogOptions::default()).unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.contains(&format!("process {}", std::process::id())),
-        "{text}"
-    );
-    assert!(
-        text.contains(&directory.path().display().to_string()),
-        "{text}"
-    );
+    assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    assert!(text.contains(&directory.path().display().to_string()), "{text}");
     log.shutdown();
     Log::open(directory.path(), &LogOptions::default()).unwrap();
 }
@@ -133,10 +110,7 @@ fn a_closed_log_refuses_writes_and_still_reads() {
     log.append(vec![entry(1, 0, b"x")], |_| {}).unwrap();
     log.shutdown();
     log.shutdown();
-    assert!(matches!(
-        log.append(vec![entry(1, 1, b"x")], |_| {}),
-        Err(LogError::Closed)
-    ));
+    assert!(matches!(log.append(vec![entry(1, 1, b"x")], |_| {}), Err(LogError::Closed)));
     assert!(matches!(log.flush(), Err(LogError::Closed)));
     assert_eq!(log.read(0..9, None).unwrap().len(), 1);
 }
@@ -145,51 +119,21 @@ fn a_closed_log_refuses_writes_and_still_reads() {
 fn what_makes_no_sense_is_refused_without_effect() {
     let directory = tempfile::tempdir().unwrap();
     let log = Log::open(directory.path(), &LogOptions::default()).unwrap();
-    log.append(vec![entry(1, 5, b"five"), entry(1, 6, b"six")], |_| {})
-        .unwrap();
+    log.append(vec![entry(1, 5, b"five"), entry(1, 6, b"six")], |_| {}).unwrap();
     let state = log.state();
-    for entries in [
-        vec![entry(1, 8, b"")],
-        vec![entry(1, 6, b"")],
-        vec![entry(1, 7, b""), entry(1, 9, b"")],
-    ] {
-        assert!(matches!(
-            log.append(entries, |_| {}),
-            Err(LogError::NotNext { .. })
-        ));
+    for entries in [vec![entry(1, 8, b"")], vec![entry(1, 6, b"")], vec![entry(1, 7, b""), entry(1, 9, b"")]] {
+        assert!(matches!(log.append(entries, |_| {}), Err(LogError::NotNext { .. })));
     }
     assert_eq!(log.state(), state);
     log.purge(EntryId { term: 1, index: 5 }, |_| {}).unwrap();
-    assert!(matches!(
-        log.truncate_after(Some(4), |_| {}),
-        Err(LogError::Purged {
-            index: 4,
-            purged: 5
-        })
-    ));
+    assert!(matches!(log.truncate_after(Some(4), |_| {}), Err(LogError::Purged { index: 4, purged: 5 })));
     assert_eq!(log.state().last, state.last);
     // A purge of what is gone does nothing.
     log.purge(EntryId { term: 1, index: 3 }, |_| {}).unwrap();
     assert_eq!(log.state().purged, Some(EntryId { term: 1, index: 5 }));
     // A snapshot from the leader: the log goes on behind it.
-    log.purge(
-        EntryId {
-            term: 4,
-            index: 100,
-        },
-        |_| {},
-    )
-    .unwrap();
-    assert!(matches!(
-        log.append(vec![entry(4, 7, b"")], |_| {}),
-        Err(LogError::NotNext {
-            expected: 101,
-            found: 7
-        })
-    ));
+    log.purge(EntryId { term: 4, index: 100 }, |_| {}).unwrap();
+    assert!(matches!(log.append(vec![entry(4, 7, b"")], |_| {}), Err(LogError::NotNext { expected: 101, found: 7 })));
     log.append(vec![entry(4, 101, b"")], |_| {}).unwrap();
-    assert_eq!(
-        log.read(0..u64::MAX, None).unwrap(),
-        vec![entry(4, 101, b"")]
-    );
+    assert_eq!(log.read(0..u64::MAX, None).unwrap(), vec![entry(4, 101, b"")]);
 }

@@ -23,10 +23,7 @@ struct Content {
 
 impl Content {
     fn of(log: &Log) -> Self {
-        Self {
-            purged: log.state().purged,
-            entries: all(log),
-        }
+        Self { purged: log.state().purged, entries: all(log) }
     }
 
     fn last(&self) -> Option<EntryId> {
@@ -38,8 +35,7 @@ impl Content {
     }
 
     fn truncate_after(&mut self, last: Option<u64>) {
-        self.entries
-            .retain(|entry| last.is_some_and(|last| entry.id.index <= last));
+        self.entries.retain(|entry| last.is_some_and(|last| entry.id.index <= last));
     }
 
     fn purge(&mut self, upto: EntryId) {
@@ -76,11 +72,8 @@ fn run(disk: &SimDisk, random: &mut StdRng, calls: usize) -> (History, Vec<Momen
     let calls_acknowledged = Arc::new(AtomicUsize::new(0));
     let votes_acknowledged = Arc::new(AtomicUsize::new(0));
     {
-        let (moments, calls, votes) = (
-            Arc::clone(&moments),
-            Arc::clone(&calls_acknowledged),
-            Arc::clone(&votes_acknowledged),
-        );
+        let (moments, calls, votes) =
+            (Arc::clone(&moments), Arc::clone(&calls_acknowledged), Arc::clone(&votes_acknowledged));
         disk.set_hook(move |state, what| {
             moments.lock().push(Moment {
                 disk: state.clone(),
@@ -92,10 +85,7 @@ fn run(disk: &SimDisk, random: &mut StdRng, calls: usize) -> (History, Vec<Momen
     }
     // With marks at every idle moment, or with none.
     let mark_delay = Duration::from_secs(if random.random() { 0 } else { 3600 });
-    let options = LogOptions {
-        mark_delay,
-        ..small()
-    };
+    let options = LogOptions { mark_delay, ..small() };
     let log = Log::open_on(Arc::new(disk.clone()), &options).unwrap();
     let mut content = Content::of(&log);
     let mut history = History {
@@ -209,16 +199,8 @@ impl History {
             self.contents[least].last(),
         );
         assert_eq!(log.state().last, found.last());
-        assert!(
-            self.votes[moment.votes_acknowledged..].contains(&log.vote()),
-            "crash before {}",
-            moment.what
-        );
-        assert!(
-            self.committed.contains(&log.committed()),
-            "crash before {}",
-            moment.what
-        );
+        assert!(self.votes[moment.votes_acknowledged..].contains(&log.vote()), "crash before {}", moment.what);
+        assert!(self.committed.contains(&log.committed()), "crash before {}", moment.what);
         assert!(log.committed().map(|id| id.index) <= found.last().map(|id| id.index));
     }
 }
@@ -245,12 +227,10 @@ fn explore(seed: u64) {
 #[test]
 fn a_crash_at_any_moment_loses_nothing_acknowledged() {
     // RAFT_LOG_CRASH_SEEDS=FROM..TO explores others.
-    let seeds = std::env::var("RAFT_LOG_CRASH_SEEDS")
-        .ok()
-        .and_then(|range| {
-            let (from, to) = range.split_once("..")?;
-            Some(from.parse().ok()?..to.parse().ok()?)
-        });
+    let seeds = std::env::var("RAFT_LOG_CRASH_SEEDS").ok().and_then(|range| {
+        let (from, to) = range.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
     for seed in seeds.unwrap_or(0..12) {
         if let Err(panic) = std::panic::catch_unwind(|| explore(seed)) {
             eprintln!("seed {seed}");
@@ -282,13 +262,10 @@ fn the_remains_of_a_torn_write_are_never_taken_for_records() {
     log.append(vec![entry(1, 0, 200)], |_| {}).unwrap();
     log.flush().unwrap();
     let first_end = 4096 + 48 + 248;
-    log.append(vec![entry(1, 1, 200), entry(1, 2, 200)], |_| {})
-        .unwrap();
+    log.append(vec![entry(1, 1, 200), entry(1, 2, 200)], |_| {}).unwrap();
     log.flush().unwrap();
     let torn = disk.state().after_kill();
-    torn.tamper("segment-0000000001", |bytes| {
-        bytes[first_end..first_end + 248].fill(0)
-    });
+    torn.tamper("segment-0000000001", |bytes| bytes[first_end..first_end + 248].fill(0));
 
     // What is written now ends where the remains of entry 2 begin, and they would be next.
     let log = open(&torn).unwrap();
@@ -296,13 +273,7 @@ fn the_remains_of_a_torn_write_are_never_taken_for_records() {
     log.append(vec![entry(2, 1, 200 - 48)], |_| {}).unwrap();
     log.flush().unwrap();
     let remains = &torn.contents()["segment-0000000001"][first_end + 248..first_end + 2 * 248];
-    assert_eq!(
-        remains,
-        &disk.contents()["segment-0000000001"][first_end + 248..first_end + 2 * 248]
-    );
+    assert_eq!(remains, &disk.contents()["segment-0000000001"][first_end + 248..first_end + 2 * 248]);
     let killed = torn.state().after_kill();
-    assert_eq!(
-        all(&open(&killed).unwrap()),
-        vec![entry(1, 0, 200), entry(2, 1, 200 - 48)]
-    );
+    assert_eq!(all(&open(&killed).unwrap()), vec![entry(1, 0, 200), entry(2, 1, 200 - 48)]);
 }

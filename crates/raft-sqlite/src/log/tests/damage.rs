@@ -15,13 +15,11 @@ fn stopped_log() -> SimDisk {
     let log = open(&disk).unwrap();
     log.save_vote(b"first vote", |_| {}).unwrap();
     for index in 0..14 {
-        log.append(vec![entry(1, index, 700 + index as usize)], |_| {})
-            .unwrap();
+        log.append(vec![entry(1, index, 700 + index as usize)], |_| {}).unwrap();
         log.flush().unwrap();
     }
     log.truncate_after(Some(11), |_| {}).unwrap();
-    log.append(vec![entry(2, 12, 100), entry(2, 13, 3)], |_| {})
-        .unwrap();
+    log.append(vec![entry(2, 12, 100), entry(2, 13, 3)], |_| {}).unwrap();
     log.purge(id(1, 2), |_| {}).unwrap();
     log.save_vote(b"second vote", |_| {}).unwrap();
     log.shutdown();
@@ -33,19 +31,11 @@ fn a_flipped_bit_anywhere_is_detected_or_harmless() {
     let disk = stopped_log();
     let expected = content(&open(&disk).unwrap());
     let image = stopped_log().contents();
-    assert_eq!(
-        image
-            .keys()
-            .filter(|name| name.starts_with("segment-"))
-            .count(),
-        2
-    );
+    assert_eq!(image.keys().filter(|name| name.starts_with("segment-")).count(), 2);
     let (mut detected, mut harmless) = (0, 0);
     for (name, bytes) in image.iter().filter(|(name, _)| !name.starts_with("spare-")) {
         // Every byte that carries something; of the zeros a sample.
-        let places: Vec<_> = (0..bytes.len())
-            .filter(|at| bytes[*at] != 0 || at % 61 == 0)
-            .collect();
+        let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at] != 0 || at % 61 == 0).collect();
         for at in places {
             for bits in [1 << (at % 8), 0xff] {
                 let disk = stopped_log_from(&image);
@@ -53,22 +43,12 @@ fn a_flipped_bit_anywhere_is_detected_or_harmless() {
                 let before = disk.contents();
                 match open(&disk) {
                     Ok(log) => {
-                        assert!(
-                            content(&log) == expected,
-                            "{name}, byte {at}, bits {bits:#x}"
-                        );
+                        assert!(content(&log) == expected, "{name}, byte {at}, bits {bits:#x}");
                         harmless += 1;
                     }
                     Err(LogError::Damaged { path, .. }) => {
-                        assert!(
-                            path.ends_with(name),
-                            "{name}, byte {at}: {}",
-                            path.display()
-                        );
-                        assert!(
-                            disk.contents() == before,
-                            "{name}, byte {at}: files were changed"
-                        );
+                        assert!(path.ends_with(name), "{name}, byte {at}: {}", path.display());
+                        assert!(disk.contents() == before, "{name}, byte {at}: files were changed");
                         detected += 1;
                     }
                     Err(error) => panic!("{name}, byte {at}, bits {bits:#x}: {error}"),
@@ -76,10 +56,7 @@ fn a_flipped_bit_anywhere_is_detected_or_harmless() {
             }
         }
     }
-    assert!(
-        detected > 10_000 && harmless > 100,
-        "{detected} detected, {harmless} harmless"
-    );
+    assert!(detected > 10_000 && harmless > 100, "{detected} detected, {harmless} harmless");
 }
 
 /// The same files on a disk of their own.
@@ -100,10 +77,7 @@ fn zeroed_sectors_are_detected_or_harmless() {
     let disk = stopped_log();
     let expected = content(&open(&disk).unwrap());
     let image = stopped_log().contents();
-    let end = image["segment-0000000002"]
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .unwrap();
+    let end = image["segment-0000000002"].iter().rposition(|byte| *byte != 0).unwrap();
     for (name, bytes) in image.iter().filter(|(name, _)| !name.starts_with("spare-")) {
         for start in (0..bytes.len()).step_by(512) {
             // The sector with the last mark is the one that nothing vouches for.
@@ -123,17 +97,10 @@ fn zeroed_sectors_are_detected_or_harmless() {
 
 #[test]
 fn a_cut_file_is_reported() {
-    for (name, length) in [
-        ("segment-0000000001", 3_000),
-        ("segment-0000000002", 10_000),
-        ("vote", 4_096),
-    ] {
+    for (name, length) in [("segment-0000000001", 3_000), ("segment-0000000002", 10_000), ("vote", 4_096)] {
         let disk = stopped_log();
         disk.tamper(name, |bytes| bytes.truncate(length));
-        assert!(
-            matches!(open(&disk), Err(LogError::Damaged { .. })),
-            "{name}"
-        );
+        assert!(matches!(open(&disk), Err(LogError::Damaged { .. })), "{name}");
     }
 }
 
@@ -150,10 +117,7 @@ fn a_missing_file_is_reported() {
             disk.remove_behind(name);
         }
         let before = disk.contents();
-        assert!(
-            matches!(open(&disk), Err(LogError::Missing { .. })),
-            "{names:?}"
-        );
+        assert!(matches!(open(&disk), Err(LogError::Missing { .. })), "{names:?}");
         assert!(disk.contents() == before);
     }
 }
@@ -171,32 +135,21 @@ fn a_missing_newest_segment_is_reported_when_the_one_before_goes_on_without_it()
 #[test]
 fn the_last_batch_is_vouched_for_by_the_mark_of_an_idle_log() {
     let disk = SimDisk::new();
-    let options = crate::log::LogOptions {
-        mark_delay: std::time::Duration::from_millis(1),
-        ..super::small()
-    };
+    let options = crate::log::LogOptions { mark_delay: std::time::Duration::from_millis(1), ..super::small() };
     let log = Log::open_on(std::sync::Arc::new(disk.clone()), &options).unwrap();
     log.append(vec![entry(1, 0, 500)], |_| {}).unwrap();
     log.flush().unwrap();
     let without_mark = disk.state().after_kill();
     // The mark is written when the log is idle: wait for the file to change.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    let written = |disk: &SimDisk| {
-        disk.contents()["segment-0000000001"]
-            .iter()
-            .filter(|byte| **byte != 0)
-            .count()
-    };
+    let written = |disk: &SimDisk| disk.contents()["segment-0000000001"].iter().filter(|byte| **byte != 0).count();
     while written(&disk) == written(&without_mark) && std::time::Instant::now() < deadline {
         std::thread::yield_now();
     }
     let with_mark = disk.state().after_kill();
     let place = 4096 + 48 + 100;
     with_mark.tamper("segment-0000000001", |bytes| bytes[place] ^= 1);
-    assert!(matches!(
-        open(&with_mark),
-        Err(LogError::Damaged { offset: 4144, .. })
-    ));
+    assert!(matches!(open(&with_mark), Err(LogError::Damaged { offset: 4144, .. })));
     drop(log);
 }
 
@@ -204,9 +157,7 @@ fn the_last_batch_is_vouched_for_by_the_mark_of_an_idle_log() {
 fn damage_that_appears_while_the_log_is_open_is_reported_by_read() {
     let disk = stopped_log();
     let log = open(&disk).unwrap();
-    disk.tamper("segment-0000000001", |bytes| {
-        bytes[4096 + 48 + 3 * 800] ^= 1
-    });
+    disk.tamper("segment-0000000001", |bytes| bytes[4096 + 48 + 3 * 800] ^= 1);
     let error = log.read(0..u64::MAX, None).unwrap_err();
     assert!(matches!(error, LogError::Damaged { .. }), "{error}");
 }
@@ -225,17 +176,7 @@ fn a_newer_format_is_refused() {
             bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
         });
         let error = open(&disk).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                LogError::NewerFormat {
-                    found: 9,
-                    supported: 1,
-                    ..
-                }
-            ),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, LogError::NewerFormat { found: 9, supported: 1, .. }), "{name}: {error}");
     }
 }
 

@@ -3,17 +3,12 @@
 
 use super::id;
 use crate::log::record::{
-    Decoded, RecordHeader, RecordType, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record,
-    encode_record,
+    Decoded, RecordHeader, RecordType, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record, encode_record,
 };
 use crate::log::vote::encode_slot;
 
 fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -43,22 +38,10 @@ fn a_record() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(
-        decode_record(&bytes, 8, 0xdead_beef),
-        Decoded::Nothing
-    ));
-    assert!(matches!(
-        decode_record(&bytes, 7, 0xdead_bee0),
-        Decoded::Nothing
-    ));
-    assert!(matches!(
-        decode_record(&bytes[..50], 7, 0xdead_beef),
-        Decoded::BadPayload(_)
-    ));
-    assert!(matches!(
-        decode_record(&bytes[..40], 7, 0xdead_beef),
-        Decoded::Nothing
-    ));
+    assert!(matches!(decode_record(&bytes, 8, 0xdead_beef), Decoded::Nothing));
+    assert!(matches!(decode_record(&bytes, 7, 0xdead_bee0), Decoded::Nothing));
+    assert!(matches!(decode_record(&bytes[..50], 7, 0xdead_beef), Decoded::BadPayload(_)));
+    assert!(matches!(decode_record(&bytes[..40], 7, 0xdead_beef), Decoded::Nothing));
 }
 
 #[test]

@@ -23,14 +23,8 @@ fn id(term: u64, index: u64) -> EntryId {
 
 /// An entry whose payload follows from its id.
 fn entry(term: u64, index: u64, payload_bytes: usize) -> Entry {
-    let payload: Vec<u8> = (0..payload_bytes)
-        .map(|i| (term * 31 + index * 7 + i as u64) as u8)
-        .collect();
-    Entry {
-        id: id(term, index),
-        kind: (index % 3) as u8,
-        payload: Bytes::from(payload),
-    }
+    let payload: Vec<u8> = (0..payload_bytes).map(|i| (term * 31 + index * 7 + i as u64) as u8).collect();
+    Entry { id: id(term, index), kind: (index % 3) as u8, payload: Bytes::from(payload) }
 }
 
 /// Small segments, so that few entries fill them, and no marks unless a test waits for one.

@@ -61,21 +61,14 @@ impl Model {
 
     /// The index at this part of the log.
     fn at(&self, part: u64) -> u64 {
-        let first = self
-            .entries
-            .first()
-            .map_or(self.next(), |entry| entry.id.index);
+        let first = self.entries.first().map_or(self.next(), |entry| entry.id.index);
         first + (self.next() - first) * part / 100
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: Option<usize>) -> Vec<Entry> {
         let mut found: Vec<Entry> = Vec::new();
         let mut bytes = 0;
-        for entry in self
-            .entries
-            .iter()
-            .filter(|entry| (from..to).contains(&entry.id.index))
-        {
+        for entry in self.entries.iter().filter(|entry| (from..to).contains(&entry.id.index)) {
             bytes += entry.payload.len();
             if !found.is_empty() && max_bytes.is_some_and(|max_bytes| bytes > max_bytes) {
                 break;

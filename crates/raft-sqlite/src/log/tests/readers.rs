@@ -32,10 +32,7 @@ fn readers_see_whole_entries_in_order() {
                     }
                     for found in &entries {
                         assert!(found.id.term <= term.load(Ordering::SeqCst));
-                        assert_eq!(
-                            *found,
-                            entry(found.id.term, found.id.index, found.payload.len())
-                        );
+                        assert_eq!(*found, entry(found.id.term, found.id.index, found.payload.len()));
                     }
                     seen += entries.len();
                 }
@@ -46,15 +43,12 @@ fn readers_see_whole_entries_in_order() {
         for round in 0..600u64 {
             let now = term.load(Ordering::SeqCst);
             let count = random.random_range(1..8);
-            let entries = (next..next + count)
-                .map(|index| entry(now, index, random.random_range(0..800)))
-                .collect();
+            let entries = (next..next + count).map(|index| entry(now, index, random.random_range(0..800))).collect();
             log.append(entries, |result| result.unwrap()).unwrap();
             next += count;
             if round % 20 == 7 {
                 term.fetch_add(1, Ordering::SeqCst);
-                log.truncate_after(Some(next - 3), |result| result.unwrap())
-                    .unwrap();
+                log.truncate_after(Some(next - 3), |result| result.unwrap()).unwrap();
                 next -= 2;
             }
             if round % 25 == 9 && next > 60 {
@@ -66,10 +60,7 @@ fn readers_see_whole_entries_in_order() {
         stop.store(true, Ordering::Relaxed);
     });
     let statistics = log.statistics();
-    assert!(
-        statistics.spare_segments > 0 && statistics.segments < 12,
-        "segments were used again: {statistics:?}"
-    );
+    assert!(statistics.spare_segments > 0 && statistics.segments < 12, "segments were used again: {statistics:?}");
     log.shutdown();
 }
 
@@ -79,13 +70,7 @@ fn a_segment_is_not_used_again_while_it_is_read() {
     let log = open(&disk).unwrap();
     let fill = |log: &Log, term: u64| {
         let next = log.state().last.map_or(0, |last| last.index + 1);
-        log.append(
-            (next..next + 40)
-                .map(|index| entry(term, index, 800))
-                .collect(),
-            |_| {},
-        )
-        .unwrap();
+        log.append((next..next + 40).map(|index| entry(term, index, 800)).collect(), |_| {}).unwrap();
         log.flush().unwrap();
     };
     fill(&log, 1);
@@ -98,9 +83,7 @@ fn a_segment_is_not_used_again_while_it_is_read() {
         // until every free file is in use.
         if !busy.swap(true, Ordering::SeqCst) {
             for term in 2..6 {
-                writer
-                    .purge(writer.state().last.unwrap(), |result| result.unwrap())
-                    .unwrap();
+                writer.purge(writer.state().last.unwrap(), |result| result.unwrap()).unwrap();
                 fill(&writer, term);
             }
             counter.store(4, Ordering::SeqCst);

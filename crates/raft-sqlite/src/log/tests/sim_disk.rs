@@ -93,11 +93,7 @@ fn apply(names: &mut BTreeMap<String, u64>, change: &NameChange) {
 impl Content {
     fn after_power_loss(&self, random: &mut StdRng) -> Vec<u8> {
         let Some(durable) = &self.durable else {
-            return if random.random() {
-                vec![0; self.shown.len()]
-            } else {
-                Vec::new()
-            };
+            return if random.random() { vec![0; self.shown.len()] } else { Vec::new() };
         };
         let mut bytes = durable.clone();
         // All lost, all kept, or sector by sector.
@@ -108,10 +104,7 @@ impl Content {
             while done < written.len() {
                 let at = offset + done;
                 let count = (SECTOR_BYTES - at % SECTOR_BYTES).min(written.len() - done);
-                by_sector
-                    .entry(at / SECTOR_BYTES)
-                    .or_default()
-                    .push((at, &written[done..done + count]));
+                by_sector.entry(at / SECTOR_BYTES).or_default().push((at, &written[done..done + count]));
                 done += count;
             }
         }
@@ -141,14 +134,7 @@ impl State {
             .values()
             .map(|file| {
                 let bytes = self.files[file].after_power_loss(random);
-                (
-                    *file,
-                    Content {
-                        shown: bytes.clone(),
-                        durable: Some(bytes),
-                        pending: Vec::new(),
-                    },
-                )
+                (*file, Content { shown: bytes.clone(), durable: Some(bytes), pending: Vec::new() })
             })
             .collect();
         SimDisk::from_state(State {
@@ -172,16 +158,8 @@ impl SimDisk {
     }
 
     fn from_state(state: State) -> Self {
-        let shared = Shared {
-            state,
-            hook: None,
-            before_read: None,
-            faults: Faults::default(),
-            locked: false,
-        };
-        Self {
-            shared: Arc::new(Mutex::new(shared)),
-        }
+        let shared = Shared { state, hook: None, before_read: None, faults: Faults::default(), locked: false };
+        Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
     pub(super) fn state(&self) -> State {
@@ -209,11 +187,7 @@ impl SimDisk {
     pub(super) fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let shared = self.shared.lock();
         let state = &shared.state;
-        state
-            .names
-            .iter()
-            .map(|(name, file)| (name.clone(), state.files[file].shown.clone()))
-            .collect()
+        state.names.iter().map(|(name, file)| (name.clone(), state.files[file].shown.clone())).collect()
     }
 
     /// Changes a file behind the log's back.
@@ -283,10 +257,7 @@ impl Disk for SimDisk {
     fn lock(&self) -> Result<Box<dyn Any + Send>, LogError> {
         let mut shared = self.shared.lock();
         if shared.locked {
-            return Err(LogError::Locked {
-                directory: self.path(""),
-                owner: None,
-            });
+            return Err(LogError::Locked { directory: self.path(""), owner: None });
         }
         shared.locked = true;
         Ok(Box::new(SimLock(Arc::clone(&self.shared))))
@@ -297,17 +268,8 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = *self
-            .shared
-            .lock()
-            .state
-            .names
-            .get(name)
-            .ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile {
-            shared: Arc::clone(&self.shared),
-            file,
-        }))
+        let file = *self.shared.lock().state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile { shared: Arc::clone(&self.shared), file }))
     }
 
     fn create(&self, name: &str, length: u64) -> io::Result<Arc<dyn DiskFile>> {
@@ -316,33 +278,15 @@ impl Disk for SimDisk {
         if shared.state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let used: u64 = shared
-            .state
-            .names
-            .values()
-            .map(|file| shared.state.files[file].shown.len() as u64)
-            .sum();
-        if shared
-            .faults
-            .capacity
-            .is_some_and(|capacity| used + length > capacity)
-        {
+        let used: u64 = shared.state.names.values().map(|file| shared.state.files[file].shown.len() as u64).sum();
+        if shared.faults.capacity.is_some_and(|capacity| used + length > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = shared.state.next_file;
         shared.state.next_file += 1;
-        shared.state.files.insert(
-            file,
-            Content {
-                shown: vec![0; length as usize],
-                ..Content::default()
-            },
-        );
+        shared.state.files.insert(file, Content { shown: vec![0; length as usize], ..Content::default() });
         shared.change_names(NameChange::Add(name.to_owned(), file));
-        Ok(Arc::new(SimFile {
-            shared: Arc::clone(&self.shared),
-            file,
-        }))
+        Ok(Arc::new(SimFile { shared: Arc::clone(&self.shared), file }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -396,13 +340,8 @@ impl DiskFile for SimFile {
             before_read();
         }
         let shared = self.shared.lock();
-        let bytes = shared.state.files[&self.file]
-            .shown
-            .get(offset as usize..)
-            .unwrap_or_default();
-        let bytes = bytes
-            .get(..buffer.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = shared.state.files[&self.file].shown.get(offset as usize..).unwrap_or_default();
+        let bytes = bytes.get(..buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }
@@ -411,24 +350,13 @@ impl DiskFile for SimFile {
         let mut shared = self.shared.lock();
         shared.before("write");
         let fails = strikes(&mut shared.faults.write);
-        let bytes = if fails {
-            &bytes[..bytes.len() / 2]
-        } else {
-            bytes
-        };
+        let bytes = if fails { &bytes[..bytes.len() / 2] } else { bytes };
         let content = shared.state.files.get_mut(&self.file).unwrap();
         let offset = offset as usize;
-        assert!(
-            offset + bytes.len() <= content.shown.len(),
-            "a write beyond the room that was reserved"
-        );
+        assert!(offset + bytes.len() <= content.shown.len(), "a write beyond the room that was reserved");
         content.shown[offset..offset + bytes.len()].copy_from_slice(bytes);
         content.pending.push((offset, bytes.to_vec()));
-        if fails {
-            Err(io::Error::other("simulated write error"))
-        } else {
-            Ok(())
-        }
+        if fails { Err(io::Error::other("simulated write error")) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -437,17 +365,12 @@ impl DiskFile for SimFile {
         let fails = strikes(&mut shared.faults.sync);
         let content = shared.state.files.get_mut(&self.file).unwrap();
         if fails {
-            content
-                .durable
-                .get_or_insert_with(|| vec![0; content.shown.len()]);
+            content.durable.get_or_insert_with(|| vec![0; content.shown.len()]);
             content.pending.clear();
             return Err(io::Error::other("simulated sync error"));
         }
         // Not all that is shown: what an earlier failed sync forgot stays forgotten.
-        let mut durable = content
-            .durable
-            .take()
-            .unwrap_or_else(|| vec![0; content.shown.len()]);
+        let mut durable = content.durable.take().unwrap_or_else(|| vec![0; content.shown.len()]);
         for (offset, bytes) in content.pending.drain(..) {
             durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
         }

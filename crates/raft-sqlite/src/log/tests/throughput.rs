@@ -20,8 +20,7 @@ const RUN: Duration = Duration::from_secs(3);
 
 fn report(name: &str, mut latencies: Vec<Duration>, elapsed: Duration) {
     latencies.sort_unstable();
-    let at =
-        |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     println!(
         "{name:48} {:9.0}/s  p50 {:.3} ms  p99 {:.3} ms  max {:.1} ms",
         latencies.len() as f64 / elapsed.as_secs_f64(),
@@ -50,9 +49,7 @@ fn plain(name: &str, file: &File, length: u64) {
 }
 
 fn appenders(name: &str, log: &Log, count: usize) {
-    let next = Arc::new(Mutex::new(
-        log.state().last.map_or(0, |last| last.index + 1),
-    ));
+    let next = Arc::new(Mutex::new(log.state().last.map_or(0, |last| last.index + 1)));
     let stop = Arc::new(AtomicBool::new(false));
     let before = log.statistics();
     let start = Instant::now();
@@ -67,18 +64,10 @@ fn appenders(name: &str, log: &Log, count: usize) {
                     let begin = Instant::now();
                     {
                         let mut next = next.lock().unwrap();
-                        let id = EntryId {
-                            term: 1,
-                            index: *next,
-                        };
+                        let id = EntryId { term: 1, index: *next };
                         let sender = sender.clone();
-                        let entry = Entry {
-                            id,
-                            kind: 1,
-                            payload: payload.clone(),
-                        };
-                        log.append(vec![entry], move |result| sender.send(result).unwrap())
-                            .unwrap();
+                        let entry = Entry { id, kind: 1, payload: payload.clone() };
+                        log.append(vec![entry], move |result| sender.send(result).unwrap()).unwrap();
                         *next += 1;
                     }
                     receiver.recv().unwrap().unwrap();
@@ -90,10 +79,7 @@ fn appenders(name: &str, log: &Log, count: usize) {
         .collect();
     std::thread::sleep(RUN);
     stop.store(true, Ordering::Relaxed);
-    let latencies: Vec<_> = threads
-        .into_iter()
-        .flat_map(|thread| thread.join().unwrap())
-        .collect();
+    let latencies: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     let elapsed = start.elapsed();
     report(name, latencies, elapsed);
     let after = log.statistics();
@@ -101,20 +87,16 @@ fn appenders(name: &str, log: &Log, count: usize) {
         "{:48} {:9.0} syncs/s, {:.1} entries a sync, {:.0} bytes an entry, mean sync {:.3} ms",
         "",
         (after.syncs - before.syncs) as f64 / elapsed.as_secs_f64(),
-        (after.written_entries - before.written_entries) as f64
-            / (after.syncs - before.syncs) as f64,
-        (after.written_bytes - before.written_bytes) as f64
-            / (after.written_entries - before.written_entries) as f64,
-        (after.sync_time - before.sync_time).as_secs_f64() * 1e3
-            / (after.syncs - before.syncs) as f64,
+        (after.written_entries - before.written_entries) as f64 / (after.syncs - before.syncs) as f64,
+        (after.written_bytes - before.written_bytes) as f64 / (after.written_entries - before.written_entries) as f64,
+        (after.sync_time - before.sync_time).as_secs_f64() * 1e3 / (after.syncs - before.syncs) as f64,
     );
 }
 
 #[test]
 #[ignore = "prints figures; run it in release on the disk to be measured"]
 fn appends_beside_plain_syncs() {
-    let base =
-        std::env::var_os("RAFT_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let base = std::env::var_os("RAFT_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let directory = tempfile::tempdir_in(base).unwrap();
     let length = 16 * 1024 * 1024;
 
@@ -123,11 +105,7 @@ fn appends_beside_plain_syncs() {
     let file = File::create(directory.path().join("written")).unwrap();
     file.write_all_at(&vec![1; length], 0).unwrap();
     file.sync_all().unwrap();
-    plain(
-        "plain write + fdatasync, file already written",
-        &file,
-        length as u64,
-    );
+    plain("plain write + fdatasync, file already written", &file, length as u64);
 
     let log = Log::open(&directory.path().join("log"), &LogOptions::default()).unwrap();
     appenders("log, 1 appender, new segments", &log, 1);
@@ -138,23 +116,11 @@ fn appends_beside_plain_syncs() {
     let filler = Bytes::from(vec![1; 1024 * 1024]);
     for _ in 0..20 {
         let index = log.state().last.unwrap().index + 1;
-        log.append(
-            vec![Entry {
-                id: EntryId { term: 1, index },
-                kind: 1,
-                payload: filler.clone(),
-            }],
-            |_| {},
-        )
-        .unwrap();
+        log.append(vec![Entry { id: EntryId { term: 1, index }, kind: 1, payload: filler.clone() }], |_| {}).unwrap();
     }
     log.flush().unwrap();
     appenders("log, 1 appender, recycled segments", &log, 1);
     appenders("log, 64 appenders, recycled segments", &log, 64);
-    plain(
-        "plain write + fdatasync, file already written",
-        &file,
-        length as u64,
-    );
+    plain("plain write + fdatasync, file already written", &file, length as u64);
     log.shutdown();
 }
