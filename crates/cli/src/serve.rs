@@ -14,6 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
+/// Values of keys kept in memory; what is not there is read from the database.
+const VALUE_CACHE_BYTES: usize = 16 << 20;
+/// Recent events kept for watchers that fall behind; older ones are read from the database.
+const EVENT_RING_BYTES: usize = 8 << 20;
+
 #[derive(Args)]
 pub struct ServeArguments {
     /// This member's name, unique in the cluster
@@ -134,7 +139,12 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<InitialMember>, Failure> {
 }
 
 pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log_level)
+    // openraft tells its inner life at level info: that is our debug.
+    let level = match arguments.log_level.as_str() {
+        "info" => "info,openraft=warn",
+        level => level,
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
         .map_err(|error| Failure::usage(format!("--log-level {:?}: {error}", arguments.log_level)))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = arguments.config()?;
@@ -156,6 +166,8 @@ pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
         max_txn_ops: arguments.max_txn_ops,
         max_request_bytes: arguments.max_request_bytes,
         min_lease_ttl_seconds: arguments.election_timeout.saturating_mul(3).div_ceil(2000) as i64,
+        value_cache_bytes: VALUE_CACHE_BYTES,
+        event_ring_bytes: EVENT_RING_BYTES,
         ..StoreOptions::default()
     });
     let node = Node::builder(config)

@@ -144,16 +144,10 @@ impl KvError {
     /// Reads what [`KvError::encode`] wrote; an unknown number (a newer leader) becomes `Internal` with the text.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> KvError {
-        let (number, text) = bytes
-            .split_first()
-            .map_or((0, &[][..]), |(n, text)| (*n, text));
+        let (number, text) = bytes.split_first().map_or((0, &[][..]), |(n, text)| (*n, text));
         KvError::from_number(number).unwrap_or_else(|| {
             let text = String::from_utf8_lossy(text);
-            KvError::Internal(
-                text.strip_prefix("raft-sqlite: ")
-                    .unwrap_or(&text)
-                    .to_owned(),
-            )
+            KvError::Internal(text.strip_prefix("raft-sqlite: ").unwrap_or(&text).to_owned())
         })
     }
 }
@@ -171,10 +165,7 @@ mod tests {
         let own = KvError::Internal("no such table".into());
         assert_eq!(KvError::decode(&own.encode()), own);
         assert_eq!(KvError::decode(&[]), KvError::Internal(String::new()));
-        assert_eq!(
-            KvError::decode(b"\xfeetcdserver: new"),
-            KvError::Internal("etcdserver: new".into())
-        );
+        assert_eq!(KvError::decode(b"\xfeetcdserver: new"), KvError::Internal("etcdserver: new".into()));
     }
 
     #[test]

@@ -64,7 +64,8 @@ pub struct NodeConfig {
     pub cluster: ClusterStart,
     /// How often the leader is heard of; 100 ms.
     pub heartbeat_interval: Duration,
-    /// After how long without a leader a follower stands for election; 1 s, randomised up to twice that.
+    /// After how long without a leader a follower stands for election; 1 s, between 1.2 and 1.6 times that at random. At least five
+    /// heartbeat intervals.
     pub election_timeout: Duration,
     /// Size of database pages, in bytes: a power of two from 512 to 65,536. Fixed when a database is made; 4,096.
     pub page_size: u32,
@@ -72,7 +73,7 @@ pub struct NodeConfig {
     pub max_transaction_bytes: u64,
     /// A checkpoint is made after this many log entries; 10,000.
     pub checkpoint_entries: u64,
-    /// A checkpoint is made when the pages in memory exceed this many bytes; 64 MiB.
+    /// A checkpoint is made when the pages in memory exceed this many bytes; 16 MiB.
     pub checkpoint_bytes: u64,
     /// Checkpointed log entries kept for followers that lag; 5,000.
     pub log_entries_to_keep: u64,
@@ -101,7 +102,7 @@ impl NodeConfig {
             page_size: 4096,
             max_transaction_bytes: 64 * 1024 * 1024,
             checkpoint_entries: 10_000,
-            checkpoint_bytes: 64 * 1024 * 1024,
+            checkpoint_bytes: 16 * 1024 * 1024,
             log_entries_to_keep: 5_000,
             reader_threads: 0,
             log_sync: SyncMode::default(),

@@ -26,10 +26,7 @@ impl Key for [u8] {
     }
 
     fn head(&self, skip: usize) -> u64 {
-        match self
-            .get(skip..skip + HEAD)
-            .and_then(|bytes| bytes.try_into().ok())
-        {
+        match self.get(skip..skip + HEAD).and_then(|bytes| bytes.try_into().ok()) {
             Some(bytes) => u64::from_be_bytes(bytes),
             None => {
                 let rest = self.get(skip..).unwrap_or(&[]);
@@ -80,6 +77,7 @@ impl Heads {
         Heads { skip, heads }
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.heads.len()
     }
@@ -139,10 +137,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn keys() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        let key = (
-            prop_oneof!["", "/a/", "/a/long/prefix/", "/a/long/prefix/and/more"],
-            "[ab\0]{0,12}",
-        )
+        let key = (prop_oneof!["", "/a/", "/a/long/prefix/", "/a/long/prefix/and/more"], "[ab\0]{0,12}")
             .prop_map(|(prefix, rest)| (prefix + &rest).into_bytes());
         proptest::collection::btree_set(key, 0..24).prop_map(|set| set.into_iter().collect())
     }

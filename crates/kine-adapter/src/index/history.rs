@@ -33,22 +33,14 @@ impl History {
                 let second = next.jump.len();
                 let third = next.jump.0.as_ref().map_or(0, |node| node.jump.len());
                 if second > 0 && next.length - second == second - third {
-                    next.jump
-                        .0
-                        .as_ref()
-                        .map_or_else(History::default, |node| node.jump.clone())
+                    next.jump.0.as_ref().map_or_else(History::default, |node| node.jump.clone())
                 } else {
                     self.clone()
                 }
             }
             None => History::default(),
         };
-        History(Some(Arc::new(Node {
-            record,
-            length,
-            next: self,
-            jump,
-        })))
+        History(Some(Arc::new(Node { record, length, next: self, jump })))
     }
 
     /// The newest state whose revision is at most `revision`.
@@ -65,8 +57,7 @@ impl History {
 
     /// The states, newest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
-        std::iter::successors(self.0.as_deref(), |node| node.next.0.as_deref())
-            .map(|node| &node.record)
+        std::iter::successors(self.0.as_deref(), |node| node.next.0.as_deref()).map(|node| &node.record)
     }
 }
 
@@ -88,13 +79,7 @@ mod tests {
     use crate::kv::ValueId;
 
     fn record(revision: i64) -> Record {
-        Record {
-            create_revision: 1,
-            mod_revision: revision,
-            version: 1,
-            lease: 0,
-            value_id: ValueId(revision),
-        }
+        Record { create_revision: 1, mod_revision: revision, version: 1, lease: 0, value_id: ValueId(revision) }
     }
 
     #[test]
@@ -117,10 +102,7 @@ mod tests {
 
     #[test]
     fn of_two_states_of_one_revision_the_newer_one_counts() {
-        let list = History::default().push(record(5)).push(Record {
-            value_id: ValueId(99),
-            ..record(5)
-        });
+        let list = History::default().push(record(5)).push(Record { value_id: ValueId(99), ..record(5) });
         assert_eq!(list.at(5).map(|r| r.value_id), Some(ValueId(99)));
         assert!(list.at(4).is_none());
     }

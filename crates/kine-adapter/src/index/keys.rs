@@ -44,11 +44,7 @@ pub(crate) struct KeyEntry {
 impl KeyEntry {
     /// The state at a revision, which may be a tombstone.
     fn at(&self, revision: i64) -> Option<&Record> {
-        if self.current.mod_revision <= revision {
-            Some(&self.current)
-        } else {
-            self.older.at(revision)
-        }
+        if self.current.mod_revision <= revision { Some(&self.current) } else { self.older.at(revision) }
     }
 
     /// The state at a revision if the key existed then.
@@ -82,24 +78,13 @@ impl KeyEntry {
     /// This entry without its garbage; None if nothing of it is left.
     fn compacted(&self, revision: i64) -> Option<KeyEntry> {
         let garbage = self.garbage(revision).count();
-        let mut kept: Vec<Record> = self
-            .records()
-            .take(self.older.len() + 1 - garbage)
-            .copied()
-            .collect();
+        let mut kept: Vec<Record> = self.records().take(self.older.len() + 1 - garbage).copied().collect();
         if kept.is_empty() {
             return None;
         }
         let current = kept.remove(0);
-        let older = kept
-            .into_iter()
-            .rev()
-            .fold(History::default(), History::push);
-        Some(KeyEntry {
-            key: Arc::clone(&self.key),
-            current,
-            older,
-        })
+        let older = kept.into_iter().rev().fold(History::default(), History::push);
+        Some(KeyEntry { key: Arc::clone(&self.key), current, older })
     }
 }
 
@@ -115,11 +100,7 @@ impl Item for KeyEntry {
     }
     fn summary(&self) -> KeySummary {
         let live = usize::from(self.current.is_live());
-        KeySummary {
-            live,
-            extra: self.older.len() + 1 - live,
-            newest: self.current.mod_revision,
-        }
+        KeySummary { live, extra: self.older.len() + 1 - live, newest: self.current.mod_revision }
     }
 }
 
@@ -152,26 +133,27 @@ pub(crate) struct KeyIndex {
     tree: Tree<KeyEntry>,
 }
 
+/// What [`KeyIndex::forget_garbage`] did.
+#[derive(Debug)]
+pub(crate) struct Forgotten {
+    /// The keys that had garbage.
+    pub(crate) keys: Vec<Arc<[u8]>>,
+    /// Where to go on, if there is more.
+    pub(crate) next: Option<Arc<[u8]>>,
+}
+
 /// A key and its state, as found.
 pub(crate) type Found<'a> = (&'a Arc<[u8]>, &'a Record);
 
 impl KeyIndex {
     /// Of (key, states oldest first), the keys ascending.
-    pub(crate) fn from_ascending(
-        keys: impl IntoIterator<Item = (Arc<[u8]>, Vec<Record>)>,
-    ) -> KeyIndex {
+    pub(crate) fn from_ascending(keys: impl IntoIterator<Item = (Arc<[u8]>, Vec<Record>)>) -> KeyIndex {
         let entries = keys.into_iter().filter_map(|(key, mut records)| {
             let current = records.pop()?;
             let older = records.into_iter().fold(History::default(), History::push);
-            Some(KeyEntry {
-                key,
-                current,
-                older,
-            })
+            Some(KeyEntry { key, current, older })
         });
-        KeyIndex {
-            tree: Tree::from_ascending(entries),
-        }
+        KeyIndex { tree: Tree::from_ascending(entries) }
     }
 
     /// Number of keys that exist.
@@ -202,21 +184,10 @@ impl KeyIndex {
             let current = make(old.and_then(KeyEntry::live));
             let entry = match old {
                 Some(old) => {
-                    assert!(
-                        old.current.mod_revision <= current.mod_revision,
-                        "invariant: revisions of a key ascend"
-                    );
-                    KeyEntry {
-                        key: Arc::clone(&old.key),
-                        current,
-                        older: old.older.clone().push(old.current),
-                    }
+                    assert!(old.current.mod_revision <= current.mod_revision, "invariant: revisions of a key ascend");
+                    KeyEntry { key: Arc::clone(&old.key), current, older: old.older.clone().push(old.current) }
                 }
-                None => KeyEntry {
-                    key: key.into(),
-                    current,
-                    older: History::default(),
-                },
+                None => KeyEntry { key: key.into(), current, older: History::default() },
             };
             made = Some((Arc::clone(&entry.key), current));
             entry
@@ -241,15 +212,10 @@ impl KeyIndex {
     /// Number of keys of a range that existed at a revision that is not compacted.
     pub(crate) fn count(&self, range: &KeyRange, revision: i64) -> usize {
         match range.end() {
-            RangeEnd::Single => usize::from(
-                self.get(range.start())
-                    .and_then(|e| e.live_at(revision))
-                    .is_some(),
-            ),
+            RangeEnd::Single => usize::from(self.get(range.start()).and_then(|e| e.live_at(revision)).is_some()),
             end => {
                 let mut count = Count { revision, keys: 0 };
-                self.tree
-                    .visit(Some(range.start()), end_key(end), &mut count);
+                self.tree.visit(Some(range.start()), end_key(end), &mut count);
                 count.keys
             }
         }
@@ -261,19 +227,11 @@ impl KeyIndex {
             _ if limit == 0 => Vec::new(),
             RangeEnd::Single => {
                 let entry = self.get(range.start());
-                entry
-                    .and_then(|entry| Some((&entry.key, entry.live_at(revision)?)))
-                    .into_iter()
-                    .collect()
+                entry.and_then(|entry| Some((&entry.key, entry.live_at(revision)?))).into_iter().collect()
             }
             end => {
-                let mut list = List {
-                    revision,
-                    limit,
-                    found: Vec::new(),
-                };
-                self.tree
-                    .visit(Some(range.start()), end_key(end), &mut list);
+                let mut list = List { revision, limit, found: Vec::new() };
+                self.tree.visit(Some(range.start()), end_key(end), &mut list);
                 list.found
             }
         }
@@ -281,50 +239,26 @@ impl KeyIndex {
 
     /// Rows that nobody needs once the history before `revision` is gone, ascending.
     pub(crate) fn garbage(&self, revision: i64) -> Vec<ValueId> {
-        let mut extra = Extra {
-            from: None,
-            limit: usize::MAX,
-            entries: Vec::new(),
-        };
+        let mut extra = Extra { from: None, limit: usize::MAX, entries: Vec::new() };
         self.tree.visit(None, None, &mut extra);
-        let garbage = extra
-            .entries
-            .iter()
-            .flat_map(|entry| entry.garbage(revision).map(|record| record.value_id));
+        let garbage = extra.entries.iter().flat_map(|entry| entry.garbage(revision).map(|record| record.value_id));
         let mut ids: Vec<ValueId> = garbage.collect();
         ids.sort_unstable();
         ids
     }
 
-    /// Forgets the garbage of `revision` in up to `limit` keys after `from`; where to go on, if there is more.
-    pub(crate) fn forget_garbage(
-        &mut self,
-        revision: i64,
-        from: Option<&[u8]>,
-        limit: usize,
-    ) -> Option<Arc<[u8]>> {
-        let mut extra = Extra {
-            from,
-            limit,
-            entries: Vec::new(),
-        };
+    /// Forgets the garbage of `revision` in up to `limit` keys after `from`.
+    pub(crate) fn forget_garbage(&mut self, revision: i64, from: Option<&[u8]>, limit: usize) -> Forgotten {
+        let mut extra = Extra { from, limit, entries: Vec::new() };
         self.tree.visit(from, None, &mut extra);
-        let next = extra
-            .entries
-            .last()
-            .filter(|_| extra.entries.len() >= limit)
-            .map(|entry| Arc::clone(&entry.key));
-        let dirty: Vec<KeyEntry> = extra
-            .entries
-            .into_iter()
-            .filter(|entry| entry.garbage(revision).next().is_some())
-            .cloned()
-            .collect();
+        let next = extra.entries.last().filter(|_| extra.entries.len() >= limit).map(|entry| Arc::clone(&entry.key));
+        let dirty: Vec<KeyEntry> =
+            extra.entries.into_iter().filter(|entry| entry.garbage(revision).next().is_some()).cloned().collect();
         let keys = dirty.into_iter().map(|entry| {
             self.restore(&entry.key, entry.compacted(revision));
             entry.key
         });
-        (keys.collect(), next)
+        Forgotten { keys: keys.collect(), next }
     }
 
     /// Everything, in order of keys.
@@ -391,11 +325,7 @@ struct Extra<'a, 'f> {
 
 impl<'a> Visitor<'a, KeyEntry> for Extra<'a, '_> {
     fn subtree(&mut self, summary: &KeySummary) -> Subtree {
-        if summary.extra == 0 {
-            Subtree::Done
-        } else {
-            Subtree::Enter
-        }
+        if summary.extra == 0 { Subtree::Done } else { Subtree::Enter }
     }
     fn item(&mut self, entry: &'a KeyEntry) -> ControlFlow<()> {
         if entry.summary().extra > 0 && self.from.is_none_or(|from| &*entry.key > from) {

@@ -38,19 +38,13 @@ impl KeyRange {
     /// The range of one key.
     #[must_use]
     pub fn single(key: Bytes) -> KeyRange {
-        KeyRange {
-            start: key,
-            end: RangeEnd::Single,
-        }
+        KeyRange { start: key, end: RangeEnd::Single }
     }
 
     /// Every key there is.
     #[must_use]
     pub fn all() -> KeyRange {
-        KeyRange {
-            start: Bytes::new(),
-            end: RangeEnd::Unbounded,
-        }
+        KeyRange { start: Bytes::new(), end: RangeEnd::Unbounded }
     }
 
     /// The first key that can be in the range.

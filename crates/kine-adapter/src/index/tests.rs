@@ -14,19 +14,12 @@ struct Model {
 
 impl Model {
     fn at(&self, key: &[u8], revision: i64) -> Option<Record> {
-        self.keys
-            .get(key)?
-            .iter()
-            .rev()
-            .find(|r| r.mod_revision <= revision)
-            .copied()
-            .filter(Record::is_live)
+        self.keys.get(key)?.iter().rev().find(|r| r.mod_revision <= revision).copied().filter(Record::is_live)
     }
 
     fn list(&self, range: &KeyRange, revision: i64) -> Vec<(Vec<u8>, Record)> {
         let keys = self.keys.keys().filter(|key| range.contains(key));
-        keys.filter_map(|key| Some((key.clone(), self.at(key, revision)?)))
-            .collect()
+        keys.filter_map(|key| Some((key.clone(), self.at(key, revision)?))).collect()
     }
 
     /// What compaction keeps, in the words of the specification.
@@ -36,8 +29,8 @@ impl Model {
             let newest = records.iter().rposition(|r| r.mod_revision <= revision);
             let mut at = 0;
             records.retain(|r| {
-                let keep = r.mod_revision > revision
-                    || (Some(at) == newest && (r.is_live() || r.mod_revision == revision));
+                let keep =
+                    r.mod_revision > revision || (Some(at) == newest && (r.is_live() || r.mod_revision == revision));
                 at += 1;
                 if !keep {
                     gone.push(r.value_id);
@@ -86,28 +79,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn next_record(model: &Model, key: &[u8], live: bool, revision: i64, id: i64) -> Record {
     let before = model.at(key, i64::MAX);
     Record {
-        create_revision: if live {
-            before.map_or(revision, |r| r.create_revision)
-        } else {
-            0
-        },
+        create_revision: if live { before.map_or(revision, |r| r.create_revision) } else { 0 },
         mod_revision: revision,
-        version: if live {
-            before.map_or(1, |r| r.version + 1)
-        } else {
-            0
-        },
+        version: if live { before.map_or(1, |r| r.version + 1) } else { 0 },
         lease: 0,
         value_id: ValueId(id),
     }
 }
 
-fn check(
-    index: &KeyIndex,
-    model: &Model,
-    revisions: impl Iterator<Item = i64>,
-    ranges: &[KeyRange],
-) {
+fn check(index: &KeyIndex, model: &Model, revisions: impl Iterator<Item = i64>, ranges: &[KeyRange]) {
     for revision in revisions {
         for range in ranges {
             let want = model.list(range, revision);
@@ -174,7 +154,7 @@ proptest! {
             if !lives.is_empty() {
                 revision += 1;
             }
-            for (k, live) in lives.to_vec() {
+            for (k, live) in lives.iter().copied() {
                 id += 1;
                 let k = key(k);
                 let record = next_record(&model, &k, live, revision, id);
@@ -185,7 +165,7 @@ proptest! {
                 model.keys.entry(k).or_default().push(record);
             }
             if let Some((at, from)) = cursor.take() {
-                cursor = index.forget_garbage(at, from.as_deref(), 3).1.map(|next| (at, Some(next)));
+                cursor = index.forget_garbage(at, from.as_deref(), 3).next.map(|next| (at, Some(next)));
             }
         }
         kept.push((index.clone(), model.clone(), revision, compacted));

@@ -99,11 +99,7 @@ struct Child<T: Item> {
 
 impl<T: Item> Clone for Child<T> {
     fn clone(&self) -> Self {
-        Child {
-            first: self.first.clone(),
-            summary: self.summary,
-            node: Arc::clone(&self.node),
-        }
+        Child { first: self.first.clone(), summary: self.summary, node: Arc::clone(&self.node) }
     }
 }
 
@@ -130,10 +126,7 @@ impl<T: Item> Leaf<T> {
     }
 
     fn insert(&mut self, at: usize, item: T) {
-        let fits = self
-            .items
-            .first()
-            .is_some_and(|other| self.heads.insert(at, item.key(), other.key()));
+        let fits = self.items.first().is_some_and(|other| self.heads.insert(at, item.key(), other.key()));
         make_room(&mut self.items);
         self.items.insert(at, item);
         if !fits {
@@ -149,27 +142,18 @@ impl<T: Item> Leaf<T> {
 
 impl<T: Item> Inner<T> {
     fn new(children: Vec<Child<T>>) -> Inner<T> {
-        let mut inner = Inner {
-            heads: Heads::default(),
-            children,
-        };
+        let mut inner = Inner { heads: Heads::default(), children };
         inner.note_heads();
         inner
     }
 
     fn note_heads(&mut self) {
-        self.heads = Heads::of(
-            self.children[1..].iter().map(|child| child.first.borrow()),
-            SPARE,
-        );
+        self.heads = Heads::of(self.children[1..].iter().map(|child| child.first.borrow()), SPARE);
     }
 
     /// The child that holds `key`, if any does.
     fn child_for(&self, key: &T::Key) -> usize {
-        match self
-            .heads
-            .search(key, |at| self.children[at + 1].first.borrow())
-        {
+        match self.heads.search(key, |at| self.children[at + 1].first.borrow()) {
             Ok(at) => at + 1,
             Err(at) => at,
         }
@@ -178,10 +162,7 @@ impl<T: Item> Inner<T> {
     /// Puts a child in, which is not to be the first.
     fn insert(&mut self, at: usize, child: Child<T>) {
         let other = self.children.get(1);
-        let fits = other.is_some_and(|other| {
-            self.heads
-                .insert(at - 1, child.first.borrow(), other.first.borrow())
-        });
+        let fits = other.is_some_and(|other| self.heads.insert(at - 1, child.first.borrow(), other.first.borrow()));
         make_room(&mut self.children);
         self.children.insert(at, child);
         if !fits {
@@ -220,14 +201,10 @@ impl<T: Item> Inner<T> {
 impl<T: Item> Clone for Node<T> {
     fn clone(&self) -> Self {
         match self {
-            Node::Leaf(leaf) => Node::Leaf(Leaf {
-                heads: leaf.heads.clone(),
-                items: copy_with_room(&leaf.items),
-            }),
-            Node::Inner(inner) => Node::Inner(Inner {
-                heads: inner.heads.clone(),
-                children: copy_with_room(&inner.children),
-            }),
+            Node::Leaf(leaf) => Node::Leaf(Leaf { heads: leaf.heads.clone(), items: copy_with_room(&leaf.items) }),
+            Node::Inner(inner) => {
+                Node::Inner(Inner { heads: inner.heads.clone(), children: copy_with_room(&inner.children) })
+            }
         }
     }
 }
@@ -253,10 +230,7 @@ impl<T: Item> Node<T> {
         let mut sum = T::Summary::default();
         match self {
             Node::Leaf(leaf) => leaf.items.iter().for_each(|item| sum.add(&item.summary())),
-            Node::Inner(inner) => inner
-                .children
-                .iter()
-                .for_each(|child| sum.add(&child.summary)),
+            Node::Inner(inner) => inner.children.iter().for_each(|child| sum.add(&child.summary)),
         }
         sum
     }
@@ -283,21 +257,12 @@ impl<T: Item> Node<T> {
                 Node::Inner(Inner::new(right))
             }
         };
-        Child {
-            first: right.first(),
-            summary: right.summary(),
-            node: Arc::new(right),
-        }
+        Child { first: right.first(), summary: right.summary(), node: Arc::new(right) }
     }
 
     /// Puts the item in that `make` makes of the one with that key. `last` tells that this is the rightmost node of its
     /// level: then keys are likely to come in order, and the left half of a split stays nearly full.
-    fn insert(
-        self: &mut Arc<Self>,
-        key: &T::Key,
-        last: bool,
-        make: impl FnOnce(Option<&T>) -> T,
-    ) -> Inserted<T> {
+    fn insert(self: &mut Arc<Self>, key: &T::Key, last: bool, make: impl FnOnce(Option<&T>) -> T) -> Inserted<T> {
         let node = Arc::make_mut(self);
         let mut inserted = match node {
             Node::Leaf(leaf) => match leaf.search(key) {
@@ -305,21 +270,13 @@ impl<T: Item> Node<T> {
                     let item = make(Some(&leaf.items[at]));
                     let summary = item.summary();
                     let replaced = Some(std::mem::replace(&mut leaf.items[at], item));
-                    return Inserted {
-                        replaced,
-                        summary,
-                        split: None,
-                    };
+                    return Inserted { replaced, summary, split: None };
                 }
                 Err(at) => {
                     let item = make(None);
                     let summary = item.summary();
                     leaf.insert(at, item);
-                    Inserted {
-                        replaced: None,
-                        summary,
-                        split: None,
-                    }
+                    Inserted { replaced: None, summary, split: None }
                 }
             },
             Node::Inner(inner) => {
@@ -342,8 +299,7 @@ impl<T: Item> Node<T> {
                 inserted
             }
         };
-        inserted.split =
-            (node.len() > MAX).then(|| node.split_off(if last { MAX - MIN } else { MAX / 2 }));
+        inserted.split = (node.len() > MAX).then(|| node.split_off(if last { MAX - MIN } else { MAX / 2 }));
         inserted
     }
 
@@ -376,26 +332,22 @@ impl<T: Item> Node<T> {
         match self {
             Node::Leaf(leaf) => {
                 let from = start.map_or(0, |start| leaf.search(start).unwrap_or_else(|at| at));
-                let to = end.map_or(leaf.items.len(), |end| {
-                    leaf.search(end).unwrap_or_else(|at| at)
-                });
-                leaf.items[from..to.max(from)]
-                    .iter()
-                    .try_for_each(|item| visitor.item(item))?;
+                let to = end.map_or(leaf.items.len(), |end| leaf.search(end).unwrap_or_else(|at| at));
+                leaf.items[from..to.max(from)].iter().try_for_each(|item| visitor.item(item))?;
             }
             Node::Inner(inner) => {
                 let children = &inner.children;
                 let from = start.map_or(0, |start| inner.child_for(start));
                 let to = end.map_or(children.len() - 1, |end| inner.child_for(end));
-                for at in from..=to {
+                for (at, child) in children.iter().enumerate().take(to + 1).skip(from) {
                     // Whole unless the range starts or ends in it.
                     let start = start.filter(|_| at == from);
                     let end = end.filter(|_| at == to);
                     let whole = start.is_none() && end.is_none();
-                    if whole && matches!(visitor.subtree(&children[at].summary), Subtree::Done) {
+                    if whole && matches!(visitor.subtree(&child.summary), Subtree::Done) {
                         continue;
                     }
-                    children[at].node.visit(start, end, visitor)?;
+                    child.node.visit(start, end, visitor)?;
                 }
             }
         }
@@ -412,19 +364,13 @@ pub(crate) struct Tree<T: Item> {
 
 impl<T: Item> Clone for Tree<T> {
     fn clone(&self) -> Self {
-        Tree {
-            root: Arc::clone(&self.root),
-            len: self.len,
-        }
+        Tree { root: Arc::clone(&self.root), len: self.len }
     }
 }
 
 impl<T: Item> Default for Tree<T> {
     fn default() -> Self {
-        Tree {
-            root: Arc::new(Node::Leaf(Vec::new())),
-            len: 0,
-        }
+        Tree { root: Arc::new(Node::Leaf(Leaf::new(Vec::new()))), len: 0 }
     }
 }
 
@@ -436,20 +382,14 @@ impl<T: Item> Tree<T> {
         let mut leaf = Vec::with_capacity(FILL);
         for item in items {
             if leaf.len() == FILL {
-                leaves.push(Node::Leaf(std::mem::replace(
-                    &mut leaf,
-                    Vec::with_capacity(FILL),
-                )));
+                leaves.push(std::mem::replace(&mut leaf, Vec::with_capacity(FILL)));
             }
             leaf.push(item);
             tree.len += 1;
         }
         leaves.push(leaf);
         even_out_last(&mut leaves);
-        let mut level: Vec<Node<T>> = leaves
-            .into_iter()
-            .map(|items| Node::Leaf(Leaf::new(items)))
-            .collect();
+        let mut level: Vec<Node<T>> = leaves.into_iter().map(|items| Node::Leaf(Leaf::new(items))).collect();
         while level.len() > 1 {
             let mut parents = Vec::with_capacity(level.len() / FILL + 1);
             let mut children = Vec::with_capacity(FILL);
@@ -457,18 +397,11 @@ impl<T: Item> Tree<T> {
                 if children.len() == FILL {
                     parents.push(std::mem::replace(&mut children, Vec::with_capacity(FILL)));
                 }
-                children.push(Child {
-                    first: node.first(),
-                    summary: node.summary(),
-                    node: Arc::new(node),
-                });
+                children.push(Child { first: node.first(), summary: node.summary(), node: Arc::new(node) });
             }
             parents.push(children);
             even_out_last(&mut parents);
-            level = parents
-                .into_iter()
-                .map(|children| Node::Inner(Inner::new(children)))
-                .collect();
+            level = parents.into_iter().map(|children| Node::Inner(Inner::new(children))).collect();
         }
         if let Some(root) = level.pop() {
             tree.root = Arc::new(root);
@@ -507,11 +440,7 @@ impl<T: Item> Tree<T> {
     pub(crate) fn update(&mut self, key: &T::Key, make: impl FnOnce(Option<&T>) -> T) -> Option<T> {
         let inserted = self.root.insert(key, true, make);
         if let Some(right) = inserted.split {
-            let left = Child {
-                first: self.root.first(),
-                summary: self.root.summary(),
-                node: Arc::clone(&self.root),
-            };
+            let left = Child { first: self.root.first(), summary: self.root.summary(), node: Arc::clone(&self.root) };
             self.root = Arc::new(Node::Inner(Inner::new(vec![left, right])));
         }
         self.len += usize::from(inserted.replaced.is_none());
@@ -548,10 +477,7 @@ impl<T: Item> Tree<T> {
 
     /// All items, in order.
     pub(crate) fn iter(&self) -> Iter<'_, T> {
-        let mut iter = Iter {
-            inner: Vec::new(),
-            leaf: [].iter(),
-        };
+        let mut iter = Iter { inner: Vec::new(), leaf: [].iter() };
         iter.descend(&self.root);
         iter
     }
@@ -655,34 +581,17 @@ mod tests {
             self.0
         }
         fn summary(&self) -> Sum {
-            Sum {
-                items: 1,
-                weight: u64::from(self.1),
-                greatest: self.1,
-            }
+            Sum { items: 1, weight: u64::from(self.1), greatest: self.1 }
         }
     }
 
-    fn check_node(
-        node: &Node<Weighed>,
-        root: bool,
-        low: Option<u16>,
-        high: Option<u16>,
-    ) -> (usize, Sum) {
-        assert!(
-            node.len() <= MAX && (root || node.len() >= MIN),
-            "{} entries",
-            node.len()
-        );
+    fn check_node(node: &Node<Weighed>, root: bool, low: Option<i64>, high: Option<i64>) -> (usize, Sum) {
+        assert!(node.len() <= MAX && (root || node.len() >= MIN), "{} entries", node.len());
         match node {
             Node::Leaf(Leaf { heads, items }) => {
                 assert_eq!(heads.len(), items.len());
                 assert!(items.windows(2).all(|w| w[0].0 < w[1].0));
-                assert!(
-                    items
-                        .iter()
-                        .all(|i| low.is_none_or(|l| i.0 >= l) && high.is_none_or(|h| i.0 < h))
-                );
+                assert!(items.iter().all(|i| low.is_none_or(|l| i.0 >= l) && high.is_none_or(|h| i.0 < h)));
                 (1, node.summary())
             }
             Node::Inner(Inner { heads, children }) => {
@@ -692,10 +601,7 @@ mod tests {
                     let low = if at == 0 { low } else { Some(child.first) };
                     let high = children.get(at + 1).map(|next| next.first).or(high);
                     let (below, sum) = check_node(&child.node, false, low, high);
-                    assert_eq!(
-                        (child.summary.items, child.summary.weight),
-                        (sum.items, sum.weight)
-                    );
+                    assert_eq!((child.summary.items, child.summary.weight), (sum.items, sum.weight));
                     assert!(child.summary.greatest >= sum.greatest);
                     assert_eq!(*depth.get_or_insert(below), below);
                 }
@@ -707,11 +613,7 @@ mod tests {
     fn check(tree: &Tree<Weighed>, model: &BTreeMap<i64, u32>) {
         let (_, sum) = check_node(&tree.root, true, None, None);
         assert_eq!((tree.len(), sum.items), (model.len(), model.len()));
-        assert!(
-            tree.iter()
-                .map(|i| (i.0, i.1))
-                .eq(model.iter().map(|(k, v)| (*k, *v)))
-        );
+        assert!(tree.iter().map(|i| (i.0, i.1)).eq(model.iter().map(|(k, v)| (*k, *v))));
     }
 
     /// Sums by summaries where it can, and remembers the items where it cannot.
@@ -732,21 +634,13 @@ mod tests {
     struct Heavy<'a>(u32, usize, Vec<&'a Weighed>);
     impl<'a> Visitor<'a, Weighed> for Heavy<'a> {
         fn subtree(&mut self, summary: &Sum) -> Subtree {
-            if summary.greatest > self.0 {
-                Subtree::Enter
-            } else {
-                Subtree::Done
-            }
+            if summary.greatest > self.0 { Subtree::Enter } else { Subtree::Done }
         }
         fn item(&mut self, item: &'a Weighed) -> ControlFlow<()> {
             if item.1 > self.0 {
                 self.2.push(item);
             }
-            if self.2.len() >= self.1 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            if self.2.len() >= self.1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
     }
 

@@ -54,9 +54,7 @@ impl Hasher for RowHasher {
         bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
     }
     fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0 ^ n)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29);
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
     }
     fn write_i64(&mut self, n: i64) {
         self.write_u64(n.cast_unsigned());
@@ -67,10 +65,7 @@ impl ValueCache {
     /// One that holds about `capacity_bytes`.
     pub(crate) fn new(capacity_bytes: usize) -> ValueCache {
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect();
-        ValueCache {
-            shards,
-            shard_bytes: capacity_bytes / SHARDS,
-        }
+        ValueCache { shards, shard_bytes: capacity_bytes / SHARDS }
     }
 
     fn shard(&self, id: ValueId) -> &Mutex<Shard> {
@@ -89,11 +84,7 @@ impl ValueCache {
     /// Keeps a committed value. One that shares a buffer more than twice its size with others is copied, so that a
     /// small value cannot hold on to a large buffer: `buffer_bytes` is the size of that buffer.
     pub(crate) fn insert(&self, id: ValueId, value: &Bytes, buffer_bytes: usize) {
-        let value = if buffer_bytes > 2 * value.len() {
-            Bytes::copy_from_slice(value)
-        } else {
-            value.clone()
-        };
+        let value = if buffer_bytes > 2 * value.len() { Bytes::copy_from_slice(value) } else { value.clone() };
         let weight = weight(&value);
         if weight > self.shard_bytes / LARGEST_SHARE {
             return;
@@ -106,12 +97,7 @@ impl ValueCache {
             shard.evict();
         }
         shard.bytes += weight;
-        let slot = Slot {
-            id: id.0,
-            value,
-            wanted: false,
-            used: true,
-        };
+        let slot = Slot { id: id.0, value, wanted: false, used: true };
         let at = match shard.free.pop() {
             Some(at) => {
                 shard.slots[at] = slot;
@@ -127,9 +113,7 @@ impl ValueCache {
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        self.shards
-            .iter()
-            .for_each(|shard| *shard.lock() = Shard::default());
+        self.shards.iter().for_each(|shard| *shard.lock() = Shard::default());
     }
 
     #[cfg(test)]

@@ -13,13 +13,8 @@ pub(super) fn range(request: &RangeRequest) -> Result<(), KvError> {
     if request.key.is_empty() {
         return Err(KvError::KeyMissing);
     }
-    let known = SortOrder::try_from(request.sort_order).is_ok()
-        && SortTarget::try_from(request.sort_target).is_ok();
-    if known {
-        Ok(())
-    } else {
-        Err(KvError::InvalidSortOption)
-    }
+    let known = SortOrder::try_from(request.sort_order).is_ok() && SortTarget::try_from(request.sort_target).is_ok();
+    if known { Ok(()) } else { Err(KvError::InvalidSortOption) }
 }
 
 pub(super) fn put(request: &PutRequest) -> Result<(), KvError> {
@@ -35,11 +30,7 @@ pub(super) fn put(request: &PutRequest) -> Result<(), KvError> {
 }
 
 pub(super) fn delete_range(request: &DeleteRangeRequest) -> Result<(), KvError> {
-    if request.key.is_empty() {
-        Err(KvError::KeyMissing)
-    } else {
-        Ok(())
-    }
+    if request.key.is_empty() { Err(KvError::KeyMissing) } else { Ok(()) }
 }
 
 /// A txn and all within it: its size, its parts, and that no key is written twice.
@@ -55,26 +46,18 @@ pub(super) fn txn(request: &TxnRequest, max_ops: usize) -> Result<(), KvError> {
 
 /// Nested txns share what the levels above leave of the budget, which also bounds the depth.
 fn parts(request: &TxnRequest, max_ops: usize) -> Result<(), KvError> {
-    let ops = request
-        .compare
-        .len()
-        .max(request.success.len())
-        .max(request.failure.len());
+    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let left = max_ops.checked_sub(ops).ok_or(KvError::TooManyOps)?;
     if request.compare.iter().any(|compare| compare.key.is_empty()) {
         return Err(KvError::KeyMissing);
     }
-    request
-        .success
-        .iter()
-        .chain(&request.failure)
-        .try_for_each(|op| match &op.request {
-            Some(Request::RequestRange(request)) => range(request),
-            Some(Request::RequestPut(request)) => put(request),
-            Some(Request::RequestDeleteRange(request)) => delete_range(request),
-            Some(Request::RequestTxn(request)) => parts(request, left),
-            None => Err(KvError::KeyNotFound), // sic
-        })
+    request.success.iter().chain(&request.failure).try_for_each(|op| match &op.request {
+        Some(Request::RequestRange(request)) => range(request),
+        Some(Request::RequestPut(request)) => put(request),
+        Some(Request::RequestDeleteRange(request)) => delete_range(request),
+        Some(Request::RequestTxn(request)) => parts(request, left),
+        None => Err(KvError::KeyNotFound), // sic
+    })
 }
 
 /// A branch of a single step that is no txn cannot write a key twice.
@@ -102,10 +85,7 @@ struct Deleted<'a> {
 
 impl Written<'_> {
     fn deletes(&self, key: &[u8]) -> bool {
-        self.deletes.iter().any(|d| {
-            d.end
-                .map_or(key == d.start, |end| d.start <= key && key < end)
-        })
+        self.deletes.iter().any(|d| d.end.map_or(key == d.start, |end| d.start <= key && key < end))
     }
 }
 
@@ -115,10 +95,7 @@ fn written(ops: &[RequestOp]) -> Result<Written<'_>, KvError> {
     for op in ops {
         if let Some(Request::RequestDeleteRange(request)) = &op.request {
             let end = Some(request.range_end.as_ref()).filter(|end| !end.is_empty());
-            all.deletes.push(Deleted {
-                start: &request.key,
-                end,
-            });
+            all.deletes.push(Deleted { start: &request.key, end });
         }
     }
     for op in ops {
@@ -126,17 +103,12 @@ fn written(ops: &[RequestOp]) -> Result<Written<'_>, KvError> {
             continue;
         };
         let (success, failure) = (written(&nested.success)?, written(&nested.failure)?);
-        let twice = success
-            .puts
-            .iter()
-            .chain(&failure.puts)
-            .any(|key| all.puts.contains(key) || all.deletes(key));
+        let twice = success.puts.iter().chain(&failure.puts).any(|key| all.puts.contains(key) || all.deletes(key));
         if twice {
             return Err(KvError::DuplicateKey);
         }
         all.puts.extend(success.puts.iter().chain(&failure.puts));
-        all.deletes
-            .extend(success.deletes.into_iter().chain(failure.deletes));
+        all.deletes.extend(success.deletes.into_iter().chain(failure.deletes));
     }
     for op in ops {
         if let Some(Request::RequestPut(request)) = &op.request

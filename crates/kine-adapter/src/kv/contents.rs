@@ -71,6 +71,28 @@ impl Item for Attached {
     fn summary(&self) {}
 }
 
+/// What differs between two contents, of which one was made from the other.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    keys: Vec<Arc<[u8]>>,
+    leases: Vec<i64>,
+}
+
+impl Touched {
+    pub(crate) fn note(&mut self, changed: &Changed) {
+        self.keys.push(Arc::clone(&changed.key));
+        self.leases.extend([changed.old_lease(), changed.record.lease].into_iter().filter(|id| *id != 0));
+    }
+
+    pub(crate) fn note_lease(&mut self, id: i64) {
+        self.leases.push(id);
+    }
+
+    pub(crate) fn note_keys(&mut self, keys: Vec<Arc<[u8]>>) {
+        self.keys.extend(keys);
+    }
+}
+
 /// What a put or a delete did to a key.
 #[derive(Debug)]
 pub(crate) struct Changed {
@@ -84,10 +106,7 @@ pub(crate) struct Changed {
 impl Changed {
     /// The lease that the key hung on before, 0 for none.
     pub(crate) fn old_lease(&self) -> i64 {
-        self.before
-            .as_ref()
-            .and_then(KeyEntry::live)
-            .map_or(0, |record| record.lease)
+        self.before.as_ref().and_then(KeyEntry::live).map_or(0, |record| record.lease)
     }
 }
 
@@ -134,23 +153,13 @@ impl Contents {
     pub(crate) fn delete(&mut self, key: &[u8], revision: i64) -> Option<Changed> {
         self.keys.get(key).and_then(KeyEntry::live)?;
         let value_id = self.next_id;
-        let tombstone = Record {
-            create_revision: 0,
-            mod_revision: revision,
-            version: 0,
-            lease: 0,
-            value_id,
-        };
+        let tombstone = Record { create_revision: 0, mod_revision: revision, version: 0, lease: 0, value_id };
         Some(self.change(key, |_| tombstone))
     }
 
     fn change(&mut self, key: &[u8], make: impl FnOnce(Option<&Record>) -> Record) -> Changed {
         let (key, record, before) = self.keys.push(key, make);
-        let changed = Changed {
-            key,
-            record,
-            before,
-        };
+        let changed = Changed { key, record, before };
         self.next_id.0 += 1;
         self.revision = record.mod_revision;
         self.reattach(&changed.key, changed.old_lease(), record.lease);
@@ -175,18 +184,10 @@ impl Contents {
     /// Undoes a change, which must be the last one not undone yet.
     pub(crate) fn undo(&mut self, undo: Undo) {
         match undo {
-            Undo::Key(Changed {
-                key,
-                record,
-                before,
-            }) => {
-                let old_lease = before
-                    .as_ref()
-                    .and_then(KeyEntry::live)
-                    .map_or(0, |r| r.lease);
-                self.keys.restore(&key, before);
-                self.reattach(&key, record.lease, old_lease);
-                self.next_id = record.value_id;
+            Undo::Key(changed) => {
+                self.reattach(&changed.key, changed.record.lease, changed.old_lease());
+                self.keys.restore(&changed.key, changed.before);
+                self.next_id = changed.record.value_id;
             }
             Undo::Granted(id) => drop(self.leases.remove(&id)),
             Undo::Ended(lease) => drop(self.leases.insert(lease)),
@@ -198,12 +199,27 @@ impl Contents {
         }
     }
 
+    /// Makes these contents equal to others, given what differs.
+    pub(crate) fn follow(&mut self, other: &Contents, touched: &mut Touched) {
+        for key in touched.keys.drain(..) {
+            self.keys.follow(&other.keys, &key);
+        }
+        for id in touched.leases.drain(..) {
+            match other.leases.get(&id) {
+                Some(lease) => drop(self.leases.insert(lease.clone())),
+                None => drop(self.leases.remove(&id)),
+            }
+        }
+        self.revision = other.revision;
+        self.compact_revision = other.compact_revision;
+        self.removed_revision = other.removed_revision;
+        self.next_id = other.next_id;
+        self.forgetting = other.forgetting.clone();
+    }
+
     /// Adds a lease without keys.
     pub(crate) fn grant(&mut self, info: LeaseInfo) {
-        self.leases.insert(Lease {
-            info,
-            keys: Tree::default(),
-        });
+        self.leases.insert(Lease { info, keys: Tree::default() });
     }
 
     /// Removes a lease; its keys have been deleted before.
@@ -224,14 +240,12 @@ impl Contents {
         undo
     }
 
-    /// Goes on forgetting, in at most `limit` keys.
-    pub(crate) fn forget_some(&mut self, limit: usize) {
-        if let Some(from) = self.forgetting.take() {
-            let next = self
-                .keys
-                .forget_garbage(self.removed_revision, from.as_deref(), limit);
-            self.forgetting = next.map(Some);
-        }
+    /// Goes on forgetting, in at most `limit` keys; which those were.
+    pub(crate) fn forget_some(&mut self, limit: usize) -> Vec<Arc<[u8]>> {
+        let Some(from) = self.forgetting.take() else { return Vec::new() };
+        let forgotten = self.keys.forget_garbage(self.removed_revision, from.as_deref(), limit);
+        self.forgetting = forgotten.next.map(Some);
+        forgotten.keys
     }
 
     /// From the tables as the connection sees them.
@@ -249,21 +263,14 @@ impl Contents {
         contents.load_leases(connection)?;
         contents.load_keys(connection)?;
         if contents.compact_revision > contents.revision {
-            return Err(SchemaError::Damaged(
-                "compacted beyond the newest revision".into(),
-            ));
+            return Err(SchemaError::Damaged("compacted beyond the newest revision".into()));
         }
         Ok(contents)
     }
 
     fn load_leases(&mut self, connection: &Connection) -> Result<(), SchemaError> {
         let mut statement = connection.prepare(schema::ALL_LEASES)?;
-        let rows = statement.query_map([], |row| {
-            Ok(LeaseInfo {
-                id: row.get(0)?,
-                ttl_seconds: row.get(1)?,
-            })
-        })?;
+        let rows = statement.query_map([], |row| Ok(LeaseInfo { id: row.get(0)?, ttl_seconds: row.get(1)? }))?;
         for info in rows {
             self.grant(info?);
         }
@@ -283,20 +290,11 @@ impl Contents {
                 lease: row.get(5)?,
             };
             if record.mod_revision < self.revision {
-                return Err(SchemaError::Damaged(format!(
-                    "revisions go back at row {}",
-                    record.value_id.0
-                )));
+                return Err(SchemaError::Damaged(format!("revisions go back at row {}", record.value_id.0)));
             }
             self.revision = record.mod_revision;
             self.next_id = ValueId(record.value_id.0 + 1);
-            states.push((
-                row.get_ref(2)?
-                    .as_blob()
-                    .map_err(rusqlite::Error::from)?
-                    .into(),
-                record,
-            ));
+            states.push((row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?.into(), record));
         }
         // Stable: the states of one key stay in the order they were written in.
         states.sort_by(|a, b| a.0.cmp(&b.0));
@@ -319,16 +317,10 @@ impl Contents {
         attached.sort_by_key(|(id, _)| *id); // stable, so keys ascend within a lease
         for keys in attached.chunk_by(|a, b| a.0 == b.0) {
             let Some(lease) = self.leases.get(&keys[0].0) else {
-                return Err(SchemaError::Damaged(format!(
-                    "keys hang on lease {:x}, which does not exist",
-                    keys[0].0
-                )));
+                return Err(SchemaError::Damaged(format!("keys hang on lease {:x}, which does not exist", keys[0].0)));
             };
             let keys = Tree::from_ascending(keys.iter().map(|(_, key)| Attached(Arc::clone(key))));
-            self.leases.insert(Lease {
-                info: lease.info,
-                keys,
-            });
+            self.leases.insert(Lease { info: lease.info, keys });
         }
         Ok(())
     }
@@ -341,28 +333,10 @@ impl Contents {
         let mut contents = self.clone();
         contents.forgetting = Some(None);
         contents.forget_some(usize::MAX);
-        let keys: Vec<_> = contents
-            .keys
-            .iter()
-            .map(|(key, e)| (key.to_vec(), e.records().copied().collect::<Vec<_>>()))
-            .collect();
-        let leases: Vec<_> = contents
-            .leases
-            .iter()
-            .map(|l| {
-                (
-                    l.info,
-                    l.keys.iter().map(|k| k.0.to_vec()).collect::<Vec<_>>(),
-                )
-            })
-            .collect();
-        (
-            self.revision,
-            self.compact_revision,
-            self.removed_revision,
-            self.next_id,
-            keys,
-            leases,
-        )
+        let keys: Vec<_> =
+            contents.keys.iter().map(|(key, e)| (key.to_vec(), e.records().copied().collect::<Vec<_>>())).collect();
+        let leases: Vec<_> =
+            contents.leases.iter().map(|l| (l.info, l.keys.iter().map(|k| k.0.to_vec()).collect::<Vec<_>>())).collect();
+        (self.revision, self.compact_revision, self.removed_revision, self.next_id, keys, leases)
     }
 }

@@ -87,11 +87,7 @@ impl Event {
     /// Bytes of memory this event is counted with in bounded buffers.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let previous = self
-            .previous
-            .as_ref()
-            .and_then(|p| p.value.as_ref())
-            .map_or(0, Bytes::len);
+        let previous = self.previous.as_ref().and_then(|p| p.value.as_ref()).map_or(0, Bytes::len);
         self.key.len() + self.value.len() + previous + size_of::<Event>() + size_of::<Previous>()
     }
 }

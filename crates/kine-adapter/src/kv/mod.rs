@@ -1,7 +1,7 @@
 //! Keys, revisions and leases: what etcd's requests mean, in terms of a key index in memory and append-only tables.
 //!
 //! ```text
-//!   Store (store) ── a write ──> leader's writer thread          reads: the published State, at any node
+//!   Store (store, route) ── a write ──> leader's writer thread         reads: the published State, at any node
 //!                                  writer: run, undo, doubt            view: range, compare, checks
 //!                                  transaction: put, delete, txn ..    cache: values by row
 //!                                    │ rows, sidecar                   past: events from the tables
@@ -27,6 +27,7 @@ mod removal;
 mod replica;
 mod request;
 mod ring;
+mod route;
 mod sidecar;
 mod state;
 mod store;
@@ -34,11 +35,10 @@ mod transaction;
 mod view;
 mod writer;
 
-pub use event::{
-    Event, EventBatch, EventKind, EventSink, LeaseChange, PastEvents, Previous, RecentEvents,
-};
+pub use event::{Event, EventBatch, EventKind, EventSink, LeaseChange, PastEvents, Previous, RecentEvents};
+pub use route::DATABASE;
 pub use state::State;
-pub use store::{DATABASE, Store, StoreOptions};
+pub use store::{Store, StoreOptions};
 
 /// Where a value is stored: the row of `rev`. Given out in ascending order, never again to another value once
 /// committed.

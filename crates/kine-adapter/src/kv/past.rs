@@ -43,22 +43,12 @@ fn found<'a>(row: &'a Row<'_>) -> rusqlite::Result<Found<'a>> {
 
 fn to_event(found: &Found<'_>, contents: &Contents) -> Event {
     let revision = found.record.mod_revision;
-    let kind = if found.record.is_live() {
-        EventKind::Put
-    } else {
-        EventKind::Delete
-    };
+    let kind = if found.record.is_live() { EventKind::Put } else { EventKind::Delete };
     let entry: Option<&KeyEntry> = contents.keys.get(found.key);
     let before = entry.and_then(|entry| entry.live_at(revision - 1));
     let before = before.map(|before| Box::new(previous(before, None)));
     let value = found.value.map(Bytes::copy_from_slice).unwrap_or_default();
-    event(
-        kind,
-        Bytes::copy_from_slice(found.key),
-        value,
-        &found.record,
-        before,
-    )
+    event(kind, Bytes::copy_from_slice(found.key), value, &found.record, before)
 }
 
 /// The newest events that fit, as (every event after this revision is there, batches).
@@ -81,10 +71,7 @@ pub(super) fn newest(
     let mut flush = |events: &mut Vec<Event>| {
         if let Some(revision) = events.first().map(|event| event.mod_revision) {
             events.reverse();
-            batches.push_front(Arc::new(EventBatch {
-                revision,
-                events: std::mem::take(events).into_boxed_slice(),
-            }));
+            batches.push_front(Arc::new(EventBatch { revision, events: std::mem::take(events).into_boxed_slice() }));
         }
     };
     let mut statement = connection.prepare_cached(schema::EVENTS_BACK)?;
@@ -92,10 +79,7 @@ pub(super) fn newest(
     while let Some(row) = rows.next()? {
         let found = found(row)?;
         let revision = found.record.mod_revision;
-        if events
-            .first()
-            .is_some_and(|event| event.mod_revision != revision)
-        {
+        if events.first().is_some_and(|event| event.mod_revision != revision) {
             flush(&mut events);
         }
         if revision <= oldest {
@@ -126,10 +110,7 @@ pub(super) fn between(
     limit: usize,
 ) -> Result<PastEvents, Fault> {
     let (start, end) = (revisions.0, revisions.1.min(contents.revision));
-    let mut past = PastEvents {
-        batches: Vec::new(),
-        complete_to: end,
-    };
+    let mut past = PastEvents { batches: Vec::new(), complete_to: end };
     if start > end || schema::layout(connection).map_err(damaged)? == 0 {
         return Ok(past);
     }
@@ -172,10 +153,7 @@ pub(super) fn between(
 
 fn flush(batches: &mut Vec<Arc<EventBatch>>, events: &mut Vec<Event>, revision: i64) {
     if !events.is_empty() {
-        batches.push(Arc::new(EventBatch {
-            revision,
-            events: std::mem::take(events).into_boxed_slice(),
-        }));
+        batches.push(Arc::new(EventBatch { revision, events: std::mem::take(events).into_boxed_slice() }));
     }
 }
 
@@ -188,9 +166,8 @@ fn damaged(error: SchemaError) -> Fault {
 
 /// The first row of a revision or a later one. Rows are not indexed by revision, but ascend with it: a binary search.
 fn first_row_from(connection: &Connection, revision: i64) -> Result<Option<ValueId>, Fault> {
-    let bounds: (Option<i64>, Option<i64>) = connection
-        .prepare_cached(schema::ID_BOUNDS)?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let bounds: (Option<i64>, Option<i64>) =
+        connection.prepare_cached(schema::ID_BOUNDS)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (Some(mut low), Some(last)) = bounds else {
         return Ok(None);
     };
@@ -199,8 +176,7 @@ fn first_row_from(connection: &Connection, revision: i64) -> Result<Option<Value
     let mut high = last + 1;
     while low < high {
         let middle = low + (high - low) / 2;
-        let (id, main): (i64, i64) =
-            statement.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (id, main): (i64, i64) = statement.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
         if main >= revision {
             high = middle;
         } else {

@@ -7,7 +7,7 @@
 //! One step at a time, each a transaction among those of the clients: a write waits at most for one step.
 
 use super::ValueId;
-use super::store::Inner;
+use super::route::Inner;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,15 +18,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs for as long as the store lives.
 pub(super) async fn run(store: Weak<Inner>) {
-    let Some(mut versions) = store.upgrade().map(|store| store.replica.versions()) else {
-        return;
-    };
-    let Some(mut leadership) = store
-        .upgrade()
-        .and_then(|store| Some(store.node.get()?.leadership()))
-    else {
-        return;
-    };
+    let watched = store.upgrade().map(|store| (store.replica.versions(), store.node().leadership()));
+    let Some((mut versions, mut leadership)) = watched else { return };
     loop {
         {
             let Some(store) = store.upgrade() else { return };
@@ -59,32 +52,21 @@ fn due(store: &Inner) -> Option<i64> {
 /// Whether all went well.
 async fn remove(store: &Arc<Inner>, revision: i64) -> bool {
     let state = store.replica.state();
-    let Ok(garbage) =
-        tokio::task::spawn_blocking(move || state.contents.keys.garbage(revision)).await
-    else {
+    let Ok(garbage) = tokio::task::spawn_blocking(move || state.contents.keys.garbage(revision)).await else {
         return false;
     };
     for step in garbage.chunks(ROWS_PER_STEP) {
         let runs = runs(step);
-        if store
-            .write_here(move |transaction| transaction.remove_rows(&runs))
-            .await
-            .is_err()
-        {
+        if store.write_here(move |transaction| transaction.remove_rows(&runs)).await.is_err() {
             return false;
         }
     }
-    store
-        .write_here(move |transaction| transaction.rows_removed(revision))
-        .await
-        .is_ok()
+    store.write_here(move |transaction| transaction.rows_removed(revision)).await.is_ok()
 }
 
 /// Ascending numbers as (first, last) of each run without a hole.
 fn runs(ids: &[ValueId]) -> Vec<(ValueId, ValueId)> {
-    ids.chunk_by(|a, b| a.0 + 1 == b.0)
-        .filter_map(|run| Some((*run.first()?, *run.last()?)))
-        .collect()
+    ids.chunk_by(|a, b| a.0 + 1 == b.0).filter_map(|run| Some((*run.first()?, *run.last()?))).collect()
 }
 
 #[cfg(test)]

@@ -10,11 +10,16 @@
 //! INV-KV-PUBLISH: whoever sees a revision in the published state finds its events in the ring, and the other way
 //! round: both change under the ring's lock. The sink is told afterwards.
 //!
+//! The committed contents exist twice, in trees that share no nodes: one is published, the other catches up with it,
+//! is changed in place, and is published in its turn. Publishing clones of a single tree would copy a path of it for
+//! each entry, and a copied leaf costs dozens of reference counts scattered over memory. A reader that keeps an old state
+//! makes the nodes it shares be copied when their turn comes; nothing else.
+//!
 //! A sidecar that cannot be understood, or that does not fit the state, must not be passed over in silence: the replica
 //! is marked as failed with the reason, and answers `Corrupt` from then on.
 
 use super::cache::ValueCache;
-use super::contents::{Changed, Contents};
+use super::contents::{Changed, Contents, Touched};
 use super::event::{Event, EventBatch, EventKind, EventSink, LeaseChange, Previous};
 use super::ring::Ring;
 use super::sidecar::{DecodeError, Decoder, Item};
@@ -34,7 +39,7 @@ const FORGET_PER_ENTRY: usize = 128;
 /// See the module.
 pub(super) struct Replica {
     /// The apply thread's own.
-    contents: Mutex<Contents>,
+    twins: Mutex<Twins>,
     state: RwLock<Arc<State>>,
     pub(super) ring: Ring,
     pub(super) cache: ValueCache,
@@ -46,20 +51,22 @@ pub(super) struct Replica {
     ring_bytes: usize,
 }
 
+/// See the module.
+#[derive(Debug, Default)]
+struct Twins {
+    published: Contents,
+    /// Equal to the published one but for what is noted.
+    other: Contents,
+    behind: Touched,
+}
+
 /// Why a sidecar cannot be applied.
 #[derive(Debug, thiserror::Error)]
 enum ApplyError {
     #[error("{0}")]
     Decode(#[from] DecodeError),
-    #[error(
-        "the sidecar starts at revision {found} and row {found_id}, this node expects {revision} and {id}"
-    )]
-    Hole {
-        found: i64,
-        found_id: i64,
-        revision: i64,
-        id: i64,
-    },
+    #[error("the sidecar starts at revision {found} and row {found_id}, this node expects {revision} and {id}")]
+    Hole { found: i64, found_id: i64, revision: i64, id: i64 },
     #[error("the sidecar does not fit the state: {0}")]
     Mismatch(&'static str),
 }
@@ -74,24 +81,18 @@ struct Applied {
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Replica")
-            .field("revision", &self.state().revision())
-            .finish_non_exhaustive()
+        f.debug_struct("Replica").field("revision", &self.state().revision()).finish_non_exhaustive()
     }
 }
 
 impl Replica {
     pub(super) fn new(value_cache_bytes: usize, event_ring_bytes: usize) -> Replica {
         let contents = Contents::default();
-        let state = Arc::new(State {
-            contents: contents.clone(),
-            version: Version(0),
-            lease_generation: 0,
-        });
+        let state = Arc::new(State { contents: contents.clone(), version: Version(0), lease_generation: 0 });
         Replica {
             revision: tokio::sync::watch::channel(state.revision()).0,
             version: tokio::sync::watch::channel(state.version).0,
-            contents: Mutex::new(contents),
+            twins: Mutex::new(Twins { published: contents.clone(), other: contents, ..Twins::default() }),
             state: RwLock::new(state),
             ring: Ring::new(event_ring_bytes),
             cache: ValueCache::new(value_cache_bytes),
@@ -119,18 +120,11 @@ impl Replica {
 
     /// `Corrupt` if the replica has failed.
     pub(super) fn check(&self) -> Result<(), KvError> {
-        if self.failure.get().is_some() {
-            Err(KvError::Corrupt)
-        } else {
-            Ok(())
-        }
+        if self.failure.get().is_some() { Err(KvError::Corrupt) } else { Ok(()) }
     }
 
     fn fail(&self, reason: String) {
-        tracing::error!(
-            reason,
-            "the etcd state of this node cannot be trusted any more; it stops serving"
-        );
+        tracing::error!(reason, "the etcd state of this node cannot be trusted any more; it stops serving");
         let _ = self.failure.set(reason);
     }
 
@@ -146,9 +140,8 @@ impl Replica {
             Err(error) => return self.fail(error.to_string()),
         };
         let revision = contents.revision;
-        *self.contents.lock() = contents.clone();
-        self.ring
-            .reset(after, batches, || self.publish(contents, version, true));
+        *self.twins.lock() = Twins { published: contents.clone(), other: contents.clone(), ..Twins::default() };
+        self.ring.reset(after, batches, || self.publish(contents, version, true));
         self.announce(revision, version);
         if let Some(sink) = self.sink.read().as_ref() {
             sink.restored(revision);
@@ -157,18 +150,13 @@ impl Replica {
 
     fn publish(&self, contents: Contents, version: Version, leases_changed: bool) {
         let lease_generation = self.state.read().lease_generation + u64::from(leases_changed);
-        let new = Arc::new(State {
-            contents,
-            version,
-            lease_generation,
-        });
+        let new = Arc::new(State { contents, version, lease_generation });
         let old = std::mem::replace(&mut *self.state.write(), new);
         drop(old); // outside of the lock: it may hold the last reference to much
     }
 
     fn announce(&self, revision: i64, version: Version) {
-        self.revision
-            .send_if_modified(|now| std::mem::replace(now, revision) != revision);
+        self.revision.send_if_modified(|now| std::mem::replace(now, revision) != revision);
         self.version.send_replace(version);
     }
 
@@ -177,21 +165,22 @@ impl Replica {
         if self.failure.get().is_some() {
             return;
         }
-        let mut contents = self.contents.lock();
+        let mut twins = self.twins.lock();
+        let Twins { published, other: contents, behind } = &mut *twins;
+        contents.follow(published, behind);
         let mut applied = Applied::default();
         for sidecar in sidecars {
             // A buffer of its own: events live long, and the entry's buffer holds pages too.
             let sidecar = Bytes::copy_from_slice(sidecar);
-            if let Err(error) = self.apply_sidecar(&mut contents, sidecar, &mut applied) {
+            if let Err(error) = self.apply_sidecar(contents, behind, sidecar, &mut applied) {
                 return self.fail(error.to_string());
             }
         }
-        contents.forget_some(FORGET_PER_ENTRY);
-        let (revision, copy) = (contents.revision, contents.clone());
-        drop(contents);
-        self.ring.append(&applied.batches, || {
-            self.publish(copy, version, !applied.leases.is_empty())
-        });
+        behind.note_keys(contents.forget_some(FORGET_PER_ENTRY));
+        std::mem::swap(published, contents);
+        let (revision, copy) = (published.revision, published.clone());
+        drop(twins);
+        self.ring.append(&applied.batches, || self.publish(copy, version, !applied.leases.is_empty()));
         self.announce(revision, version);
         self.tell(&applied);
     }
@@ -213,6 +202,7 @@ impl Replica {
     fn apply_sidecar(
         &self,
         contents: &mut Contents,
+        touched: &mut Touched,
         sidecar: Bytes,
         applied: &mut Applied,
     ) -> Result<(), ApplyError> {
@@ -230,19 +220,13 @@ impl Replica {
         let mut events = Vec::with_capacity(1);
         while let Some(item) = decoder.item()? {
             match item {
-                Item::Put {
-                    key,
-                    value,
-                    create_revision,
-                    version,
-                    lease,
-                } => {
+                Item::Put { key, value, create_revision, version, lease } => {
                     if lease != 0 && contents.leases.get(&lease).is_none() {
-                        return Err(ApplyError::Mismatch(
-                            "a put with a lease that does not exist",
-                        ));
+                        return Err(ApplyError::Mismatch("a put with a lease that does not exist"));
                     }
-                    let Changed { record, before, .. } = contents.put(&key, lease, revision);
+                    let changed = contents.put(&key, lease, revision);
+                    touched.note(&changed);
+                    let Changed { record, before, .. } = changed;
                     if (record.create_revision, record.version) != (create_revision, version) {
                         return Err(ApplyError::Mismatch("a put of a key in another state"));
                     }
@@ -251,26 +235,20 @@ impl Replica {
                 }
                 Item::Delete { key } => {
                     let changed = contents.delete(&key, revision);
-                    let Changed { record, before, .. } = changed.ok_or(ApplyError::Mismatch(
-                        "a delete of a key that does not exist",
-                    ))?;
-                    events.push(self.event(
-                        EventKind::Delete,
-                        key,
-                        Bytes::new(),
-                        &record,
-                        before.as_ref(),
-                    ));
+                    let changed = changed.ok_or(ApplyError::Mismatch("a delete of a key that does not exist"))?;
+                    touched.note(&changed);
+                    let Changed { record, before, .. } = changed;
+                    events.push(self.event(EventKind::Delete, key, Bytes::new(), &record, before.as_ref()));
                 }
                 Item::Grant { id, ttl_seconds } => {
                     let info = LeaseInfo { id, ttl_seconds };
                     contents.grant(info);
+                    touched.note_lease(id);
                     applied.leases.push(LeaseChange::Granted(info));
                 }
                 Item::EndLease { id } => {
-                    contents.end_lease(id).ok_or(ApplyError::Mismatch(
-                        "an end of a lease that does not exist",
-                    ))?;
+                    touched.note_lease(id);
+                    contents.end_lease(id).ok_or(ApplyError::Mismatch("an end of a lease that does not exist"))?;
                     applied.leases.push(LeaseChange::Ended(id));
                 }
                 Item::Compact { revision } => {
@@ -281,22 +259,12 @@ impl Replica {
             }
         }
         if !events.is_empty() {
-            applied.batches.push(Arc::new(EventBatch {
-                revision,
-                events: events.into_boxed_slice(),
-            }));
+            applied.batches.push(Arc::new(EventBatch { revision, events: events.into_boxed_slice() }));
         }
         Ok(())
     }
 
-    fn event(
-        &self,
-        kind: EventKind,
-        key: Bytes,
-        value: Bytes,
-        record: &Record,
-        before: Option<&KeyEntry>,
-    ) -> Event {
+    fn event(&self, kind: EventKind, key: Bytes, value: Bytes, record: &Record, before: Option<&KeyEntry>) -> Event {
         let before = before.and_then(|entry| entry.live_at(record.mod_revision - 1));
         let previous = before.map(|before| Box::new(self.previous(before)));
         event(kind, key, value, record, previous)

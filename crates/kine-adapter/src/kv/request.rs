@@ -14,9 +14,9 @@ use super::view::Fault;
 use super::{StoreOptions, check};
 use crate::error::KvError;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
-    PutResponse, ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse, ResponseHeader, TxnRequest,
+    TxnResponse,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -56,11 +56,7 @@ impl Write {
             Write::Txn(request) => check::txn(request, options.max_txn_ops)?,
             Write::Compact(_) | Write::Grant(_) | Write::Revoke(_) => {}
         }
-        if self.message_bytes() > options.max_request_bytes {
-            Err(KvError::RequestTooLarge)
-        } else {
-            Ok(())
-        }
+        if self.message_bytes() > options.max_request_bytes { Err(KvError::RequestTooLarge) } else { Ok(()) }
     }
 
     pub(super) fn message_bytes(&self) -> usize {
@@ -74,19 +70,13 @@ impl Write {
         }
     }
 
-    pub(super) fn execute(
-        &self,
-        transaction: &mut Transaction<'_>,
-        options: &StoreOptions,
-    ) -> Result<Written, Fault> {
+    pub(super) fn execute(&self, transaction: &mut Transaction<'_>, options: &StoreOptions) -> Result<Written, Fault> {
         Ok(match self {
             Write::Put(request) => Written::Put(transaction.put(request)?),
             Write::DeleteRange(request) => Written::DeleteRange(transaction.delete_range(request)?),
             Write::Txn(request) => Written::Txn(transaction.txn(request)?),
             Write::Compact(request) => Written::Compact(transaction.compact(request)?),
-            Write::Grant(request) => {
-                Written::Grant(transaction.grant(request, options.min_lease_ttl_seconds)?)
-            }
+            Write::Grant(request) => Written::Grant(transaction.grant(request, options.min_lease_ttl_seconds)?),
             Write::Revoke(request) => Written::Revoke(transaction.revoke(request)?),
         })
     }
@@ -105,11 +95,7 @@ impl Write {
     }
 
     pub(super) fn decode(mut bytes: Bytes) -> Result<Write, KvError> {
-        let kind = if bytes.has_remaining() {
-            bytes.get_u8()
-        } else {
-            0
-        };
+        let kind = if bytes.has_remaining() { bytes.get_u8() } else { 0 };
         Ok(match kind {
             1 => Write::Put(decode_message(bytes)?),
             2 => Write::DeleteRange(decode_message(bytes)?),
@@ -129,9 +115,7 @@ fn encode_message(out: &mut BytesMut, kind: u8, message: &impl Message) {
 }
 
 fn decode_message<M: Message + Default>(bytes: Bytes) -> Result<M, KvError> {
-    M::decode(bytes).map_err(|error| {
-        KvError::Internal(format!("a message between nodes cannot be read: {error}"))
-    })
+    M::decode(bytes).map_err(|error| KvError::Internal(format!("a message between nodes cannot be read: {error}")))
 }
 
 impl Written {
@@ -165,9 +149,7 @@ impl Written {
     /// The answer to `request`.
     pub(super) fn decode(request: &Write, mut bytes: Bytes) -> Result<(Written, Version), KvError> {
         if bytes.remaining() < size_of::<u64>() {
-            return Err(KvError::Internal(
-                "an answer of the leader is cut off".into(),
-            ));
+            return Err(KvError::Internal("an answer of the leader is cut off".into()));
         }
         let version = Version(bytes.get_u64_le());
         let written = match request {
@@ -193,68 +175,33 @@ mod tests {
 
     #[test]
     fn requests_and_answers_survive_the_way_to_the_leader_and_back() {
-        let header = Some(ResponseHeader {
-            revision: 7,
-            ..Default::default()
-        });
+        let header = Some(ResponseHeader { revision: 7, ..Default::default() });
         let all = [
             (
-                Write::Put(PutRequest {
-                    key: "a".into(),
-                    value: "b".into(),
-                    ..Default::default()
-                }),
-                Written::Put(PutResponse {
-                    header,
-                    prev_kv: None,
-                }),
+                Write::Put(PutRequest { key: "a".into(), value: "b".into(), ..Default::default() }),
+                Written::Put(PutResponse { header, prev_kv: None }),
             ),
             (
-                Write::DeleteRange(DeleteRangeRequest {
-                    key: "a".into(),
-                    ..Default::default()
-                }),
-                Written::DeleteRange(DeleteRangeResponse {
-                    header,
-                    deleted: 1,
-                    ..Default::default()
-                }),
+                Write::DeleteRange(DeleteRangeRequest { key: "a".into(), ..Default::default() }),
+                Written::DeleteRange(DeleteRangeResponse { header, deleted: 1, ..Default::default() }),
             ),
             (
                 Write::Txn(TxnRequest::default()),
-                Written::Txn(TxnResponse {
-                    header,
-                    succeeded: true,
-                    ..Default::default()
-                }),
+                Written::Txn(TxnResponse { header, succeeded: true, ..Default::default() }),
             ),
             (
-                Write::Compact(CompactionRequest {
-                    revision: 3,
-                    physical: true,
-                }),
+                Write::Compact(CompactionRequest { revision: 3, physical: true }),
                 Written::Compact(CompactionResponse { header }),
             ),
             (
                 Write::Grant(LeaseGrantRequest { ttl: 5, id: -1 }),
-                Written::Grant(LeaseGrantResponse {
-                    header,
-                    id: -1,
-                    ttl: 5,
-                    ..Default::default()
-                }),
+                Written::Grant(LeaseGrantResponse { header, id: -1, ttl: 5, ..Default::default() }),
             ),
-            (
-                Write::Revoke(LeaseRevokeRequest { id: 9 }),
-                Written::Revoke(LeaseRevokeResponse { header }),
-            ),
+            (Write::Revoke(LeaseRevokeRequest { id: 9 }), Written::Revoke(LeaseRevokeResponse { header })),
         ];
         for (request, mut answer) in all {
             assert_eq!(Write::decode(request.encode()), Ok(request.clone()));
-            assert_eq!(
-                Written::decode(&request, answer.encode(Version(77))),
-                Ok((answer.clone(), Version(77)))
-            );
+            assert_eq!(Written::decode(&request, answer.encode(Version(77))), Ok((answer.clone(), Version(77))));
             assert_eq!(answer.header().revision, 7);
         }
     }
@@ -262,17 +209,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_refused() {
         assert_eq!(Write::decode(Bytes::new()), Err(KvError::NotCapable));
-        assert_eq!(
-            Write::decode(Bytes::from_static(&[99, 1])),
-            Err(KvError::NotCapable)
-        );
+        assert_eq!(Write::decode(Bytes::from_static(&[99, 1])), Err(KvError::NotCapable));
         assert!(Write::decode(Bytes::from_static(&[1, 0xff])).is_err());
-        assert!(
-            Written::decode(
-                &Write::Txn(TxnRequest::default()),
-                Bytes::from_static(&[1, 2])
-            )
-            .is_err()
-        );
+        assert!(Written::decode(&Write::Txn(TxnRequest::default()), Bytes::from_static(&[1, 2])).is_err());
     }
 }

@@ -22,33 +22,14 @@ struct Inner {
 
 impl Ring {
     pub(crate) fn new(capacity_bytes: usize) -> Ring {
-        Ring {
-            capacity_bytes,
-            inner: Mutex::new(Inner {
-                after: 0,
-                batches: VecDeque::new(),
-                bytes: 0,
-            }),
-        }
+        Ring { capacity_bytes, inner: Mutex::new(Inner { after: 0, batches: VecDeque::new(), bytes: 0 }) }
     }
 
     /// Starts over: `batches` are all events after `after`. `publish` is called while the ring is locked.
-    pub(crate) fn reset(
-        &self,
-        after: i64,
-        batches: VecDeque<Arc<EventBatch>>,
-        publish: impl FnOnce(),
-    ) {
+    pub(crate) fn reset(&self, after: i64, batches: VecDeque<Arc<EventBatch>>, publish: impl FnOnce()) {
         let bytes = batches.iter().map(|batch| batch.weight_bytes()).sum();
         let mut inner = self.inner.lock();
-        let old = std::mem::replace(
-            &mut *inner,
-            Inner {
-                after,
-                batches,
-                bytes,
-            },
-        );
+        let old = std::mem::replace(&mut *inner, Inner { after, batches, bytes });
         publish();
         drop(inner);
         drop(old);
@@ -81,9 +62,7 @@ impl Ring {
         if revision < inner.after {
             return RecentEvents::Gone { after: inner.after };
         }
-        let from = inner
-            .batches
-            .partition_point(|batch| batch.revision <= revision);
+        let from = inner.batches.partition_point(|batch| batch.revision <= revision);
         RecentEvents::Batches(inner.batches.range(from..).take(limit).cloned().collect())
     }
 }
@@ -105,10 +84,7 @@ mod tests {
             lease: 0,
             previous: None,
         };
-        Arc::new(EventBatch {
-            revision,
-            events: Box::new([event]),
-        })
+        Arc::new(EventBatch { revision, events: Box::new([event]) })
     }
 
     fn revisions(ring: &Ring, after: i64, limit: usize) -> Result<Vec<i64>, i64> {

@@ -20,7 +20,7 @@
 //! Bounds: no length exceeds what is there; nothing is allocated before it is checked.
 
 use super::ValueId;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 const VERSION: u8 = 1;
 const PUT: u8 = 1;
@@ -35,29 +35,12 @@ const ITEM_BYTES: usize = 32;
 /// One thing that was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
-    Put {
-        key: Bytes,
-        value: Bytes,
-        create_revision: i64,
-        version: i64,
-        lease: i64,
-    },
-    Delete {
-        key: Bytes,
-    },
-    Grant {
-        id: i64,
-        ttl_seconds: i64,
-    },
-    EndLease {
-        id: i64,
-    },
-    Compact {
-        revision: i64,
-    },
-    Removed {
-        revision: i64,
-    },
+    Put { key: Bytes, value: Bytes, create_revision: i64, version: i64, lease: i64 },
+    Delete { key: Bytes },
+    Grant { id: i64, ttl_seconds: i64 },
+    EndLease { id: i64 },
+    Compact { revision: i64 },
+    Removed { revision: i64 },
 }
 
 /// Why a sidecar cannot be read.
@@ -72,14 +55,14 @@ pub(crate) enum DecodeError {
 /// Writes a sidecar. What is not finished can be thrown away.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     header: usize,
 }
 
 impl Encoder {
     /// For events at `revision`, one more than the store's, whose rows start at `first_id`.
     pub(crate) fn new(revision: i64, first_id: ValueId, capacity: usize) -> Encoder {
-        let mut bytes = BytesMut::with_capacity(capacity + ITEM_BYTES);
+        let mut bytes = Vec::with_capacity(capacity + ITEM_BYTES);
         bytes.put_u8(VERSION);
         put_number(&mut bytes, revision);
         put_number(&mut bytes, first_id.0);
@@ -92,14 +75,7 @@ impl Encoder {
         self.bytes.len() == self.header
     }
 
-    pub(crate) fn put(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        create_revision: i64,
-        version: i64,
-        lease: i64,
-    ) {
+    pub(crate) fn put(&mut self, key: &[u8], value: &[u8], create_revision: i64, version: i64, lease: i64) {
         self.bytes.reserve(key.len() + value.len() + ITEM_BYTES);
         self.bytes.put_u8(PUT);
         put_slice(&mut self.bytes, key);
@@ -138,11 +114,11 @@ impl Encoder {
 
     /// The bytes.
     pub(crate) fn finish(self) -> Bytes {
-        self.bytes.freeze()
+        Bytes::from(self.bytes)
     }
 }
 
-fn put_number(bytes: &mut BytesMut, number: i64) {
+fn put_number(bytes: &mut Vec<u8>, number: i64) {
     let mut rest = number.cast_unsigned();
     while rest >= 0x80 {
         bytes.put_u8(rest as u8 | 0x80);
@@ -151,7 +127,7 @@ fn put_number(bytes: &mut BytesMut, number: i64) {
     bytes.put_u8(rest as u8);
 }
 
-fn put_slice(bytes: &mut BytesMut, slice: &[u8]) {
+fn put_slice(bytes: &mut Vec<u8>, slice: &[u8]) {
     put_number(bytes, slice.len().cast_signed() as i64);
     bytes.put_slice(slice);
 }
@@ -177,12 +153,7 @@ impl Decoder {
         if version != VERSION {
             return Err(DecodeError::Version(version));
         }
-        let mut decoder = Decoder {
-            bytes,
-            at: 1,
-            revision: 0,
-            first_id: ValueId(0),
-        };
+        let mut decoder = Decoder { bytes, at: 1, revision: 0, first_id: ValueId(0) };
         decoder.revision = decoder.number()?;
         decoder.first_id = ValueId(decoder.number()?);
         Ok(decoder)
@@ -206,17 +177,10 @@ impl Decoder {
                 lease: self.number()?,
             },
             DELETE => Item::Delete { key: self.slice()? },
-            GRANT => Item::Grant {
-                id: self.number()?,
-                ttl_seconds: self.number()?,
-            },
+            GRANT => Item::Grant { id: self.number()?, ttl_seconds: self.number()? },
             END_LEASE => Item::EndLease { id: self.number()? },
-            COMPACT => Item::Compact {
-                revision: self.number()?,
-            },
-            REMOVED => Item::Removed {
-                revision: self.number()?,
-            },
+            COMPACT => Item::Compact { revision: self.number()? },
+            REMOVED => Item::Removed { revision: self.number()? },
             _ => return Err(DecodeError::Damaged(self.at - 1)),
         }))
     }
@@ -224,10 +188,7 @@ impl Decoder {
     fn number(&mut self) -> Result<i64, DecodeError> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
-            let byte = *self
-                .bytes
-                .get(self.at)
-                .ok_or(DecodeError::Damaged(self.at))?;
+            let byte = *self.bytes.get(self.at).ok_or(DecodeError::Damaged(self.at))?;
             let bits = u64::from(byte & 0x7f);
             // The tenth byte has room for one bit; a zero at the end would be a second way to write the same number.
             if (shift == 63 && bits > 1) || (shift > 0 && byte == 0) {
@@ -244,9 +205,7 @@ impl Decoder {
 
     fn slice(&mut self) -> Result<Bytes, DecodeError> {
         let length = usize::try_from(self.number()?).ok();
-        let end = length
-            .and_then(|length| self.at.checked_add(length))
-            .filter(|end| *end <= self.bytes.len());
+        let end = length.and_then(|length| self.at.checked_add(length)).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or(DecodeError::Damaged(self.at))?;
         let slice = self.bytes.slice(self.at..end);
         self.at = end;
@@ -263,13 +222,7 @@ mod tests {
         let mut encoder = Encoder::new(revision, first, 0);
         for item in items {
             match item {
-                Item::Put {
-                    key,
-                    value,
-                    create_revision,
-                    version,
-                    lease,
-                } => {
+                Item::Put { key, value, create_revision, version, lease } => {
                     encoder.put(key, value, *create_revision, *version, *lease);
                 }
                 Item::Delete { key } => encoder.delete(key),
@@ -295,20 +248,11 @@ mod tests {
     fn item() -> impl Strategy<Value = Item> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         prop_oneof![
-            (bytes(), bytes(), any::<i64>(), any::<i64>(), any::<i64>()).prop_map(
-                |(key, value, c, v, lease)| {
-                    Item::Put {
-                        key,
-                        value,
-                        create_revision: c,
-                        version: v,
-                        lease,
-                    }
-                }
-            ),
+            (bytes(), bytes(), any::<i64>(), any::<i64>(), any::<i64>()).prop_map(|(key, value, c, v, lease)| {
+                Item::Put { key, value, create_revision: c, version: v, lease }
+            }),
             bytes().prop_map(|key| Item::Delete { key }),
-            (any::<i64>(), any::<i64>())
-                .prop_map(|(id, ttl_seconds)| Item::Grant { id, ttl_seconds }),
+            (any::<i64>(), any::<i64>()).prop_map(|(id, ttl_seconds)| Item::Grant { id, ttl_seconds }),
             any::<i64>().prop_map(|id| Item::EndLease { id }),
             any::<i64>().prop_map(|revision| Item::Compact { revision }),
             any::<i64>().prop_map(|revision| Item::Removed { revision }),
@@ -318,26 +262,17 @@ mod tests {
     #[test]
     fn layout_of_version_1() {
         let items = [
-            Item::Put {
-                key: "a".into(),
-                value: "xyz".into(),
-                create_revision: 300,
-                version: 2,
-                lease: -1,
-            },
+            Item::Put { key: "a".into(), value: "xyz".into(), create_revision: 300, version: 2, lease: -1 },
             Item::Delete { key: "bc".into() },
-            Item::Grant {
-                id: 7,
-                ttl_seconds: 60,
-            },
+            Item::Grant { id: 7, ttl_seconds: 60 },
             Item::EndLease { id: 128 },
             Item::Compact { revision: 5 },
             Item::Removed { revision: 4 },
         ];
         let golden: &[u8] = &[
             1, 0xAD, 0x02, 9, // version, revision 301, first row 9
-            1, 1, b'a', 3, b'x', b'y', b'z', 0xAC, 0x02, 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-            0xff, 0xff, 0xff, 1, //
+            1, 1, b'a', 3, b'x', b'y', b'z', 0xAC, 0x02, 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            1, //
             2, 2, b'b', b'c', //
             3, 7, 60, //
             4, 0x80, 1, //
@@ -345,18 +280,12 @@ mod tests {
             6, 4,
         ];
         assert_eq!(encode(301, ValueId(9), &items), golden);
-        assert_eq!(
-            decode(Bytes::from_static(golden)),
-            Ok((301, ValueId(9), items.to_vec()))
-        );
+        assert_eq!(decode(Bytes::from_static(golden)), Ok((301, ValueId(9), items.to_vec())));
     }
 
     #[test]
     fn a_newer_version_is_told_from_damage() {
-        assert_eq!(
-            decode(Bytes::from_static(&[2, 0, 0])),
-            Err(DecodeError::Version(2))
-        );
+        assert_eq!(decode(Bytes::from_static(&[2, 0, 0])), Err(DecodeError::Version(2)));
         assert_eq!(decode(Bytes::new()), Err(DecodeError::Damaged(0)));
     }
 

@@ -46,12 +46,7 @@ impl State {
     /// The keys that hang on a lease, in order.
     pub fn lease_keys(&self, id: i64) -> impl Iterator<Item = Bytes> + '_ {
         let lease = self.contents.leases.get(&id).into_iter();
-        lease.flat_map(|lease| {
-            lease
-                .keys
-                .iter()
-                .map(|attached| Bytes::copy_from_slice(&attached.0))
-        })
+        lease.flat_map(|lease| lease.keys.iter().map(|attached| Bytes::copy_from_slice(&attached.0)))
     }
 
     /// Number of leases.

@@ -1,44 +1,22 @@
-//! The asynchronous face of the key space: where requests are checked, run here or sent to the leader, and where reads
-//! find a state to answer from.
-//!
-//! A write is retried as long as it provably had no effect (no leader yet, leadership lost before anything was appended),
-//! within [`StoreOptions::request_timeout`]; once it may have had one, its outcome is what the caller is told.
+//! The asynchronous face of the key space.
 
-use super::outcome::{self, Failed};
-use super::replica::Replica;
-use super::request::{self, Write, Written};
-use super::transaction::Transaction;
+use super::outcome::Failed;
+use super::request::{Write, Written};
+use super::route::Inner;
 use super::view::{self, Fault, Values};
-use super::writer::{Refusal, Writer, from_sql};
 use super::{Event, EventSink, PastEvents, RecentEvents, State, check, past, removal};
 use crate::error::KvError;
 use crate::index::KeyRange;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    ResponseHeader, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb;
-use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use parking_lot::{Mutex, RwLock};
-use raft_sqlite::{ApplyObserver, CallHandler, Database, Node, Version};
-use rusqlite::Connection;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use bytes::Bytes;
+use raft_sqlite::{ApplyObserver, CallHandler, Node, Version};
+use std::sync::Arc;
 use std::time::Duration;
-
-/// The database the etcd layer lives in, and the name of its handler.
-pub const DATABASE: &str = "etcd";
-/// Answers of more keys than this are put together on a reader thread, not on the caller's.
-const MAX_KEYS_INLINE: usize = 1000;
-/// How often a read is repeated on a newer state after compaction has passed it by.
-const MAX_READ_ATTEMPTS: usize = 8;
-/// How often a write is repeated at once, after one before it turned out not to have taken place.
-const MAX_IMMEDIATE_RETRIES: usize = 4;
-/// How long to wait for a leader before looking again, at most.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bounds of a [`Store`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,314 +54,23 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
-    options: StoreOptions,
-    pub(super) node: OnceLock<Node>,
-    database: OnceLock<Database>,
-    pub(super) replica: Replica,
-    /// Used on the writer thread only.
-    writer: Mutex<Writer>,
-    lease_handler: RwLock<Option<Arc<dyn CallHandler>>>,
-}
-
-impl std::fmt::Debug for Inner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner")
-            .field("options", &self.options)
-            .field("replica", &self.replica)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What the node calls. It does not keep the store alive.
-struct Observer(Weak<Inner>);
-
-impl ApplyObserver for Observer {
-    fn restored(&self, database: &str, version: Version, connection: &Connection) {
-        if let Some(inner) = self.0.upgrade().filter(|_| database == DATABASE) {
-            inner.replica.restored(version, connection);
-        }
-    }
-
-    fn applied(&self, database: &str, version: Version, sidecars: &[Bytes]) {
-        if let Some(inner) = self.0.upgrade().filter(|_| database == DATABASE) {
-            inner.replica.applied(version, sidecars);
-        }
-    }
-
-    fn writer_reset(&self, database: &str) {
-        if let Some(inner) = self.0.upgrade().filter(|_| database == DATABASE) {
-            inner
-                .writer
-                .lock()
-                .reset(inner.replica.state().contents.clone());
-        }
-    }
-}
-
-/// What this node does for others while it leads.
-struct Handler(Weak<Inner>);
-
-impl CallHandler for Handler {
-    fn call(&self, payload: Bytes) -> BoxFuture<'static, Result<Bytes, Bytes>> {
-        let Some(inner) = self.0.upgrade() else {
-            return futures_util::future::ready(Err(KvError::Stopped.encode())).boxed();
-        };
-        if payload.first() == Some(&request::LEASE) {
-            let handler = inner.lease_handler.read().clone();
-            return match handler {
-                Some(handler) => handler.call(payload.slice(1..)),
-                None => futures_util::future::ready(Err(KvError::NotLeader.encode())).boxed(),
-            };
-        }
-        async move { inner.serve(payload).await.map_err(|error| error.encode()) }.boxed()
-    }
-}
-
-impl Inner {
-    fn node(&self) -> &Node {
-        self.node
-            .get()
-            .expect("invariant: the store is attached before it is used")
-    }
-
-    fn database(&self) -> &Database {
-        self.database
-            .get()
-            .expect("invariant: the store is attached before it is used")
-    }
-
-    /// Runs a change on this node's writer. Nothing if it does not lead.
-    pub(super) async fn write_here<T: Send + 'static>(
-        self: &Arc<Inner>,
-        body: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Failed> {
-        self.write_sized(0, body).await
-    }
-
-    async fn write_sized<T: Send + 'static>(
-        self: &Arc<Inner>,
-        size_hint: usize,
-        body: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Failed> {
-        self.replica.check().map_err(Failed::For)?;
-        let inner = Arc::clone(self);
-        let written = self.database().write(move |context| {
-            let mut writer = inner.writer.lock();
-            let run = writer.run(context.connection(), &inner.replica.cache, size_hint, body);
-            let (answer, sidecar) = run?;
-            if let Some(sidecar) = sidecar {
-                context.push_sidecar(sidecar);
-            }
-            Ok::<T, Refusal>(answer)
-        });
-        written.await.map_err(outcome::of_write)
-    }
-
-    /// Runs a request on this node's writer.
-    async fn execute_here(self: &Arc<Inner>, request: &Arc<Write>) -> Result<Written, Failed> {
-        let inner = Arc::clone(self);
-        let request = Arc::clone(request);
-        self.write_sized(request.message_bytes(), move |transaction| {
-            request.execute(transaction, &inner.options)
-        })
-        .await
-    }
-
-    /// Answers another node.
-    async fn serve(self: &Arc<Inner>, payload: Bytes) -> Result<Bytes, KvError> {
-        let request = Arc::new(Write::decode(payload)?);
-        for _ in 0..MAX_IMMEDIATE_RETRIES {
-            match self.execute_here(&request).await {
-                Ok(written) => return Ok(written.encode(self.replica.state().version())),
-                Err(Failed::TryAgain) => {}
-                Err(Failed::TryLater) => return Err(KvError::NotLeader),
-                Err(Failed::For(error)) => return Err(error),
-            }
-        }
-        Err(KvError::Internal(
-            "the writer's state keeps differing from the tables".into(),
-        ))
-    }
-
-    /// Runs a request on the leader's writer, wherever that is.
-    async fn execute(self: &Arc<Inner>, request: &Arc<Write>) -> Result<Written, Failed> {
-        match self.execute_here(request).await {
-            Err(Failed::TryLater) => {}
-            done => return done,
-        }
-        let answer = self
-            .node()
-            .call_leader(DATABASE, request.encode())
-            .await
-            .map_err(outcome::of_call)?;
-        let (written, version) = Written::decode(request, answer).map_err(Failed::For)?;
-        // What the leader did shows here too when the caller is told.
-        let mut versions = self.replica.versions();
-        let _ = versions.wait_for(|here| *here >= version).await;
-        Ok(written)
-    }
-
-    async fn write(self: &Arc<Inner>, request: Write) -> Result<Written, KvError> {
-        request.check(&self.options)?;
-        let request = Arc::new(request);
-        // Whether there is an attempt that may have an effect.
-        let under_way = AtomicBool::new(false);
-        let attempts = async {
-            let mut immediate = 0;
-            loop {
-                let mut leadership = self.node().leadership();
-                leadership.mark_unchanged();
-                under_way.store(true, Ordering::Relaxed);
-                let done = self.execute(&request).await;
-                match done {
-                    Ok(mut written) => {
-                        let header = written.header();
-                        *header = self.header_at(header.revision);
-                        return Ok(written);
-                    }
-                    Err(Failed::For(error)) => return Err(error),
-                    Err(Failed::TryAgain) if immediate < MAX_IMMEDIATE_RETRIES => immediate += 1,
-                    Err(Failed::TryAgain | Failed::TryLater) => {
-                        under_way.store(false, Ordering::Relaxed);
-                        let _ = tokio::time::timeout(RETRY_PAUSE, leadership.changed()).await;
-                    }
-                }
-            }
-        };
-        match tokio::time::timeout(self.options.request_timeout, attempts).await {
-            Ok(done) => done,
-            Err(_) if under_way.load(Ordering::Relaxed) => Err(KvError::Timeout),
-            Err(_) => Err(KvError::NoLeader),
-        }
-    }
-
-    fn header_at(&self, revision: i64) -> ResponseHeader {
-        let status = self.node().status();
-        ResponseHeader {
-            cluster_id: status.cluster_id,
-            member_id: status.id.0,
-            revision,
-            raft_term: status.term,
-        }
-    }
-
-    async fn linearize(&self) -> Result<(), KvError> {
-        self.node().linearize().await.map_err(outcome::of_read)
-    }
-
-    /// Runs `read` on a committed state: here if the cache has all values and there is not too much to do, else on a
-    /// reader thread. When compaction has removed a row that was to be read, again on a newer state, unless `fixed`.
-    async fn read<T: Send + 'static>(
-        self: &Arc<Inner>,
-        mut state: Arc<State>,
-        fixed: bool,
-        inline: bool,
-        read: impl Fn(&State, Values<'_>) -> Result<T, Fault> + Clone + Send + 'static,
-    ) -> Result<T, KvError> {
-        self.replica.check()?;
-        if inline {
-            match read(
-                &state,
-                Values {
-                    cache: &self.replica.cache,
-                    connection: None,
-                    committed: true,
-                },
-            ) {
-                Ok(answer) => return Ok(answer),
-                Err(Fault::Refused(error)) => return Err(error),
-                Err(Fault::NotCached | Fault::Gone | Fault::Sql(_)) => {}
-            }
-        }
-        for _ in 0..MAX_READ_ATTEMPTS {
-            let (inner, run, on) = (Arc::clone(self), read.clone(), Arc::clone(&state));
-            let done = self.database().read(move |connection, _| {
-                run(
-                    &on,
-                    Values {
-                        cache: &inner.replica.cache,
-                        connection: Some(connection),
-                        committed: true,
-                    },
-                )
-            });
-            match done.await.map_err(outcome::of_read)? {
-                Ok(answer) => return Ok(answer),
-                Err(Fault::Refused(error)) => return Err(error),
-                Err(Fault::Sql(error)) => return Err(from_sql(&error)),
-                Err(Fault::Gone | Fault::NotCached) if fixed => return Err(KvError::Compacted),
-                Err(Fault::Gone | Fault::NotCached) => state = self.replica.state(),
-            }
-        }
-        Err(KvError::TimeoutWaitAppliedIndex)
-    }
-
-    async fn range(
-        self: &Arc<Inner>,
-        state: Arc<State>,
-        fixed: bool,
-        request: RangeRequest,
-    ) -> Result<RangeResponse, KvError> {
-        let inline = is_small(&state, &request);
-        let read =
-            move |state: &State, values: Values<'_>| view::range(&state.contents, values, &request);
-        let mut response = self.read(state, fixed, inline, read).await?;
-        let revision = response.header.unwrap_or_default().revision;
-        response.header = Some(self.header_at(revision));
-        Ok(response)
-    }
-}
-
-/// Whether an answer can be put together without holding up the thread for long. At an old revision counting looks at
-/// the keys that have changed since.
-fn is_small(state: &State, request: &RangeRequest) -> bool {
-    if request.range_end.is_empty() {
-        return true;
-    }
-    let range = check::key_range(&request.key, &request.range_end);
-    let keys = state.contents.keys.count(&range, state.contents.revision);
-    let returned = match usize::try_from(request.limit) {
-        _ if request.count_only => 0,
-        Ok(limit @ 1..) => limit.min(keys),
-        _ => keys,
-    };
-    let behind = if request.revision > 0 {
-        state.contents.revision.saturating_sub(request.revision)
-    } else {
-        0
-    };
-    returned + keys.min(usize::try_from(behind).unwrap_or(0)) <= MAX_KEYS_INLINE
-}
-
 impl Store {
     /// An empty store; it fills when the node it is attached to starts.
     #[must_use]
     pub fn new(options: StoreOptions) -> Store {
-        let replica = Replica::new(options.value_cache_bytes, options.event_ring_bytes);
-        let inner = Inner {
-            options,
-            node: OnceLock::new(),
-            database: OnceLock::new(),
-            replica,
-            writer: Mutex::default(),
-            lease_handler: RwLock::new(None),
-        };
-        Store {
-            inner: Arc::new(inner),
-        }
+        Store { inner: Arc::new(Inner::new(options)) }
     }
 
     /// What the node is to call for each committed entry of the database "etcd".
     #[must_use]
     pub fn observer(&self) -> Arc<dyn ApplyObserver> {
-        Arc::new(Observer(Arc::downgrade(&self.inner)))
+        self.inner.observer()
     }
 
     /// What the node is to offer as "etcd" to the other nodes.
     #[must_use]
     pub fn handler(&self) -> Arc<dyn CallHandler> {
-        Arc::new(Handler(Arc::downgrade(&self.inner)))
+        self.inner.handler()
     }
 
     /// To be called once, when the node has started, within a tokio runtime: starts the removal of compacted rows.
@@ -391,9 +78,7 @@ impl Store {
     /// # Panics
     /// When called twice, or outside of a runtime.
     pub fn attach(&self, node: Node) {
-        let first = self.inner.database.set(node.database(DATABASE)).is_ok()
-            && self.inner.node.set(node).is_ok();
-        assert!(first, "invariant: a store is attached once");
+        self.inner.attach(node);
         tokio::spawn(removal::run(Arc::downgrade(&self.inner)));
     }
 
@@ -409,7 +94,7 @@ impl Store {
     /// The bounds it was made with.
     #[must_use]
     pub fn options(&self) -> &StoreOptions {
-        &self.inner.options
+        self.inner.options()
     }
 
     /// The committed state as this node has it: cheap, never blocks.
@@ -430,6 +115,14 @@ impl Store {
         self.inner.header_at(revision)
     }
 
+    /// When it returns, what was committed before the call shows in [`Store::state`].
+    ///
+    /// # Errors
+    /// `NoLeader` or a timeout; no effect in any case.
+    pub async fn linearize(&self) -> Result<(), KvError> {
+        self.inner.linearize().await
+    }
+
     /// The keys of a range. Linearizable unless the request says serializable; any node.
     ///
     /// # Errors
@@ -447,11 +140,7 @@ impl Store {
     ///
     /// # Errors
     /// See [`KvError`]; no effect in any case.
-    pub async fn range_at(
-        &self,
-        state: &Arc<State>,
-        request: RangeRequest,
-    ) -> Result<RangeResponse, KvError> {
+    pub async fn range_at(&self, state: &Arc<State>, request: RangeRequest) -> Result<RangeResponse, KvError> {
         check::range(&request)?;
         self.inner.range(Arc::clone(state), true, request).await
     }
@@ -474,10 +163,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::put`].
-    pub async fn delete_range(
-        &self,
-        request: DeleteRangeRequest,
-    ) -> Result<DeleteRangeResponse, KvError> {
+    pub async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, KvError> {
         match self.inner.write(Write::DeleteRange(request)).await? {
             Written::DeleteRange(response) => Ok(response),
             other => Err(mixed_up(&other)),
@@ -499,9 +185,7 @@ impl Store {
         if !check::is_serializable(&request) {
             self.inner.linearize().await?;
         }
-        let read = move |state: &State, values: Values<'_>| {
-            view::readonly_txn(&state.contents, values, &request)
-        };
+        let read = move |state: &State, values: Values<'_>| view::readonly_txn(&state.contents, values, &request);
         let mut response = self.inner.read(self.state(), false, false, read).await?;
         let revision = response.header.unwrap_or_default().revision;
         response.header = Some(self.header_at(revision));
@@ -535,10 +219,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::put`]; `LeaseExists`, `LeaseTtlTooLarge`.
-    pub async fn lease_grant(
-        &self,
-        mut request: LeaseGrantRequest,
-    ) -> Result<LeaseGrantResponse, KvError> {
+    pub async fn lease_grant(&self, mut request: LeaseGrantRequest) -> Result<LeaseGrantResponse, KvError> {
         while request.id == 0 {
             request.id = rand::random::<i64>() & i64::MAX;
         }
@@ -552,10 +233,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::put`]; `LeaseNotFound`.
-    pub async fn lease_revoke(
-        &self,
-        request: LeaseRevokeRequest,
-    ) -> Result<LeaseRevokeResponse, KvError> {
+    pub async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, KvError> {
         match self.inner.write(Write::Revoke(request)).await? {
             Written::Revoke(response) => Ok(response),
             other => Err(mixed_up(&other)),
@@ -589,19 +267,12 @@ impl Store {
     /// What the handler refuses with, which must be a [`KvError::encode`]d error; `NoLeader` if there is none, or if
     /// it has no handler yet.
     pub async fn call_lease_leader(&self, payload: Bytes) -> Result<Bytes, KvError> {
-        let mut framed = BytesMut::with_capacity(1 + payload.len());
-        framed.put_u8(request::LEASE);
-        framed.put_slice(&payload);
-        let answer = self.node().call_leader(DATABASE, framed.freeze()).await;
-        answer.map_err(|error| match outcome::of_call(error) {
-            Failed::For(error) => error,
-            Failed::TryLater | Failed::TryAgain => KvError::NoLeader,
-        })
+        self.inner.call_lease_leader(&payload).await
     }
 
     /// What [`Store::call_lease_leader`] runs on the leader.
     pub fn set_lease_handler(&self, handler: Arc<dyn CallHandler>) {
-        *self.inner.lease_handler.write() = Some(handler);
+        self.inner.set_lease_handler(handler);
     }
 
     /// Recent committed events after `revision` (exclusive), at most `max_batches` revisions of them. Never blocks.
@@ -625,13 +296,7 @@ impl Store {
         let (range, state) = (range.clone(), self.state());
         let read = move |state: &State, values: Values<'_>| {
             let connection = values.connection.ok_or(Fault::NotCached)?;
-            past::between(
-                connection,
-                &state.contents,
-                &range,
-                (start_revision, up_to_revision),
-                limit,
-            )
+            past::between(connection, &state.contents, &range, (start_revision, up_to_revision), limit)
         };
         self.inner.read(state, true, false, read).await
     }
@@ -640,15 +305,9 @@ impl Store {
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
-    pub async fn value_at(
-        &self,
-        key: &[u8],
-        revision: i64,
-    ) -> Result<Option<mvccpb::KeyValue>, KvError> {
+    pub async fn value_at(&self, key: &[u8], revision: i64) -> Result<Option<mvccpb::KeyValue>, KvError> {
         let key = Bytes::copy_from_slice(key);
-        let read = move |state: &State, values: Values<'_>| {
-            view::key_at(&state.contents, values, &key, revision)
-        };
+        let read = move |state: &State, values: Values<'_>| view::key_at(&state.contents, values, &key, revision);
         self.inner.read(self.state(), false, true, read).await
     }
 
@@ -662,10 +321,7 @@ impl Store {
         if event.mod_revision - 1 < self.state().compact_revision() {
             return Some(None);
         }
-        let value = previous
-            .value
-            .clone()
-            .or_else(|| self.inner.replica.cache.get(previous.value_id))?;
+        let value = previous.value.clone().or_else(|| self.inner.replica.cache.get(previous.value_id))?;
         Some(Some(previous.key_value(event.key.clone(), value)))
     }
 

@@ -16,9 +16,9 @@ use crate::index::{KeyEntry, Record};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
-    PutResponse, ResponseOp, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse, ResponseOp, TxnRequest,
+    TxnResponse,
 };
 use crate::schema;
 use bytes::Bytes;
@@ -47,22 +47,8 @@ pub(super) struct Transaction<'a> {
 impl Transaction<'_> {
     fn append(&mut self, key: &[u8], record: &Record, value: Option<&[u8]>) -> Result<(), Fault> {
         let mut statement = self.connection.prepare_cached(schema::APPEND)?;
-        let Record {
-            create_revision,
-            mod_revision,
-            version,
-            lease,
-            ..
-        } = *record;
-        statement.execute(params![
-            mod_revision,
-            self.events,
-            key,
-            create_revision,
-            version,
-            lease,
-            value
-        ])?;
+        let Record { create_revision, mod_revision, version, lease, .. } = *record;
+        statement.execute(params![mod_revision, self.events, key, create_revision, version, lease, value])?;
         if self.first_row.is_none() {
             let row = self.connection.last_insert_rowid();
             self.first_row = Some(row);
@@ -79,8 +65,7 @@ impl Transaction<'_> {
         let record = changed.record;
         self.undo.push(Undo::Key(changed));
         self.append(key, &record, Some(value))?;
-        self.sidecar
-            .put(key, value, record.create_revision, record.version, lease);
+        self.sidecar.put(key, value, record.create_revision, record.version, lease);
         Ok(())
     }
 
@@ -104,12 +89,7 @@ impl Transaction<'_> {
         let mut response = PutResponse::default();
         let (mut value, mut lease) = (request.value.clone(), request.lease);
         if request.prev_kv || request.ignore_value || request.ignore_lease {
-            let before = self
-                .contents
-                .keys
-                .get(&request.key)
-                .and_then(KeyEntry::live)
-                .copied();
+            let before = self.contents.keys.get(&request.key).and_then(KeyEntry::live).copied();
             if let Some(before) = before {
                 if request.ignore_lease {
                     lease = before.lease;
@@ -132,18 +112,10 @@ impl Transaction<'_> {
         Ok(response)
     }
 
-    pub(super) fn delete_range(
-        &mut self,
-        request: &DeleteRangeRequest,
-    ) -> Result<DeleteRangeResponse, Fault> {
+    pub(super) fn delete_range(&mut self, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Fault> {
         let mut response = DeleteRangeResponse::default();
         if request.range_end.is_empty() {
-            let live = self
-                .contents
-                .keys
-                .get(&request.key)
-                .and_then(KeyEntry::live)
-                .copied();
+            let live = self.contents.keys.get(&request.key).and_then(KeyEntry::live).copied();
             if let Some(record) = live {
                 self.collect_previous(request, &request.key, &record, &mut response)?;
                 self.erase(&request.key)?;
@@ -151,14 +123,8 @@ impl Transaction<'_> {
             }
         } else {
             let range = super::check::key_range(&request.key, &request.range_end);
-            let found = self
-                .contents
-                .keys
-                .list(&range, self.contents.revision, usize::MAX);
-            let found: Vec<(Arc<[u8]>, Record)> = found
-                .into_iter()
-                .map(|(key, r)| (Arc::clone(key), *r))
-                .collect();
+            let found = self.contents.keys.list(&range, self.contents.revision, usize::MAX);
+            let found: Vec<(Arc<[u8]>, Record)> = found.into_iter().map(|(key, r)| (Arc::clone(key), *r)).collect();
             for (key, record) in &found {
                 self.collect_previous(request, key, record, &mut response)?;
             }
@@ -180,9 +146,7 @@ impl Transaction<'_> {
     ) -> Result<(), Fault> {
         if request.prev_kv {
             let value = self.values.get(record.value_id)?;
-            response
-                .prev_kvs
-                .push(view::key_value(Bytes::copy_from_slice(key), record, value));
+            response.prev_kvs.push(view::key_value(Bytes::copy_from_slice(key), record, value));
         }
         Ok(())
     }
@@ -196,11 +160,7 @@ impl Transaction<'_> {
     }
 
     /// The header of a nested txn's response stays empty, as in etcd.
-    fn take_path(
-        &mut self,
-        request: &TxnRequest,
-        path: &mut &[bool],
-    ) -> Result<TxnResponse, Fault> {
+    fn take_path(&mut self, request: &TxnRequest, path: &mut &[bool]) -> Result<TxnResponse, Fault> {
         let succeeded = view::step(path);
         let ops = view::branch(request, succeeded);
         let mut responses = Vec::with_capacity(ops.len());
@@ -210,29 +170,16 @@ impl Transaction<'_> {
                     Response::ResponseRange(view::range(self.contents, self.values, range)?)
                 }
                 Some(Request::RequestPut(put)) => Response::ResponsePut(self.put_checked(put)?),
-                Some(Request::RequestDeleteRange(delete)) => {
-                    Response::ResponseDeleteRange(self.delete_range(delete)?)
-                }
-                Some(Request::RequestTxn(nested)) => {
-                    Response::ResponseTxn(self.take_path(nested, path)?)
-                }
+                Some(Request::RequestDeleteRange(delete)) => Response::ResponseDeleteRange(self.delete_range(delete)?),
+                Some(Request::RequestTxn(nested)) => Response::ResponseTxn(self.take_path(nested, path)?),
                 None => return Err(KvError::KeyNotFound.into()),
             };
-            responses.push(ResponseOp {
-                response: Some(response),
-            });
+            responses.push(ResponseOp { response: Some(response) });
         }
-        Ok(TxnResponse {
-            header: header(0),
-            succeeded,
-            responses,
-        })
+        Ok(TxnResponse { header: header(0), succeeded, responses })
     }
 
-    pub(super) fn compact(
-        &mut self,
-        request: &CompactionRequest,
-    ) -> Result<CompactionResponse, Fault> {
+    pub(super) fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, Fault> {
         let revision = request.revision;
         if revision <= self.contents.compact_revision {
             return Err(KvError::Compacted.into());
@@ -240,16 +187,11 @@ impl Transaction<'_> {
         if revision > self.contents.revision {
             return Err(KvError::FutureRevision.into());
         }
-        self.connection
-            .prepare_cached(schema::SET_COMPACT_REVISION)?
-            .execute([revision])?;
-        self.undo
-            .push(Undo::Compacted(self.contents.compact_revision));
+        self.connection.prepare_cached(schema::SET_COMPACT_REVISION)?.execute([revision])?;
+        self.undo.push(Undo::Compacted(self.contents.compact_revision));
         self.contents.compact(revision);
         self.sidecar.compact(revision);
-        Ok(CompactionResponse {
-            header: header(self.contents.revision),
-        })
+        Ok(CompactionResponse { header: header(self.contents.revision) })
     }
 
     pub(super) fn grant(
@@ -266,52 +208,27 @@ impl Transaction<'_> {
         if self.contents.leases.get(&request.id).is_some() {
             return Err(KvError::LeaseExists.into());
         }
-        let info = LeaseInfo {
-            id: request.id,
-            ttl_seconds: request.ttl.max(min_ttl_seconds),
-        };
-        self.connection
-            .prepare_cached(schema::GRANT)?
-            .execute([info.id, info.ttl_seconds])?;
+        let info = LeaseInfo { id: request.id, ttl_seconds: request.ttl.max(min_ttl_seconds) };
+        self.connection.prepare_cached(schema::GRANT)?.execute([info.id, info.ttl_seconds])?;
         self.contents.grant(info);
         self.undo.push(Undo::Granted(info.id));
         self.sidecar.grant(info.id, info.ttl_seconds);
         let header = header(self.contents.revision);
-        Ok(LeaseGrantResponse {
-            header,
-            id: info.id,
-            ttl: info.ttl_seconds,
-            error: String::new(),
-        })
+        Ok(LeaseGrantResponse { header, id: info.id, ttl: info.ttl_seconds, error: String::new() })
     }
 
-    pub(super) fn revoke(
-        &mut self,
-        request: &LeaseRevokeRequest,
-    ) -> Result<LeaseRevokeResponse, Fault> {
-        let lease = self
-            .contents
-            .leases
-            .get(&request.id)
-            .ok_or(KvError::LeaseNotFound)?;
-        let keys: Vec<Arc<[u8]>> = lease
-            .keys
-            .iter()
-            .map(|attached| Arc::clone(&attached.0))
-            .collect();
+    pub(super) fn revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Fault> {
+        let lease = self.contents.leases.get(&request.id).ok_or(KvError::LeaseNotFound)?;
+        let keys: Vec<Arc<[u8]>> = lease.keys.iter().map(|attached| Arc::clone(&attached.0)).collect();
         for key in keys {
             self.erase(&key)?;
         }
-        self.connection
-            .prepare_cached(schema::END_LEASE)?
-            .execute([request.id])?;
+        self.connection.prepare_cached(schema::END_LEASE)?.execute([request.id])?;
         if let Some(lease) = self.contents.end_lease(request.id) {
             self.undo.push(Undo::Ended(lease));
         }
         self.sidecar.end_lease(request.id);
-        Ok(LeaseRevokeResponse {
-            header: header(self.contents.revision),
-        })
+        Ok(LeaseRevokeResponse { header: header(self.contents.revision) })
     }
 
     /// Removes rows that nobody needs any more. No undo: the index forgets them when all of them are gone.
@@ -328,9 +245,7 @@ impl Transaction<'_> {
         if revision <= self.contents.removed_revision {
             return Ok(());
         }
-        self.connection
-            .prepare_cached(schema::SET_REMOVED_REVISION)?
-            .execute([revision])?;
+        self.connection.prepare_cached(schema::SET_REMOVED_REVISION)?.execute([revision])?;
         self.undo.push(self.contents.removed(revision));
         self.sidecar.removed(revision);
         Ok(())

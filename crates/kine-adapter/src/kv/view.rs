@@ -13,8 +13,8 @@ use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUn
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::{
-    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp,
-    TxnRequest, TxnResponse, response_op::Response,
+    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+    response_op::Response,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::schema;
@@ -65,9 +65,7 @@ impl Values<'_> {
         let connection = self.connection.ok_or(Fault::NotCached)?;
         let mut statement = connection.prepare_cached(schema::VALUE)?;
         let value = statement
-            .query_row([id.0], |row| {
-                Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?))
-            })
+            .query_row([id.0], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))
             .optional()?
             .ok_or(Fault::Gone)?;
         if self.committed {
@@ -90,10 +88,7 @@ pub(super) fn key_value(key: Bytes, record: &Record, value: Bytes) -> KeyValue {
 }
 
 pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
-    Some(ResponseHeader {
-        revision,
-        ..ResponseHeader::default()
-    })
+    Some(ResponseHeader { revision, ..ResponseHeader::default() })
 }
 
 /// The revision to read at, if it can be.
@@ -101,31 +96,14 @@ fn readable(contents: &Contents, revision: i64) -> Result<i64, KvError> {
     if revision > contents.revision {
         return Err(KvError::FutureRevision);
     }
-    let revision = if revision <= 0 {
-        contents.revision
-    } else {
-        revision
-    };
-    if revision < contents.compact_revision {
-        Err(KvError::Compacted)
-    } else {
-        Ok(revision)
-    }
+    let revision = if revision <= 0 { contents.revision } else { revision };
+    if revision < contents.compact_revision { Err(KvError::Compacted) } else { Ok(revision) }
 }
 
 /// A key as it was at a revision.
-pub(super) fn key_at(
-    contents: &Contents,
-    values: Values<'_>,
-    key: &[u8],
-    at: i64,
-) -> Result<Option<KeyValue>, Fault> {
+pub(super) fn key_at(contents: &Contents, values: Values<'_>, key: &[u8], at: i64) -> Result<Option<KeyValue>, Fault> {
     let revision = readable(contents, at)?;
-    let Some(record) = contents
-        .keys
-        .get(key)
-        .and_then(|entry| entry.live_at(revision))
-    else {
+    let Some(record) = contents.keys.get(key).and_then(|entry| entry.live_at(revision)) else {
         return Ok(None);
     };
     let value = values.get(record.value_id)?;
@@ -133,24 +111,15 @@ pub(super) fn key_at(
 }
 
 /// Answers a range request. The header holds the current revision only.
-pub(super) fn range(
-    contents: &Contents,
-    values: Values<'_>,
-    request: &RangeRequest,
-) -> Result<RangeResponse, Fault> {
+pub(super) fn range(contents: &Contents, values: Values<'_>, request: &RangeRequest) -> Result<RangeResponse, Fault> {
     let revision = readable(contents, request.revision)?;
     let range = key_range(&request.key, &request.range_end);
-    let mut response = RangeResponse {
-        header: header(contents.revision),
-        ..RangeResponse::default()
-    };
+    let mut response = RangeResponse { header: header(contents.revision), ..RangeResponse::default() };
     if request.count_only {
         response.count = length(contents.keys.count(&range, revision));
         return Ok(response);
     }
-    let limit = usize::try_from(request.limit)
-        .ok()
-        .filter(|limit| *limit > 0);
+    let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
     // One more than asked for tells whether there is more. What is sorted or filtered is looked at as a whole.
     let take = match limit {
         Some(limit) if sorted_by_key(request) && !is_filtered(request) => limit.saturating_add(1),
@@ -158,22 +127,14 @@ pub(super) fn range(
     };
     let mut found = contents.keys.list(&range, revision, take);
     let all = found.len() < take || range.is_single();
-    response.count = length(if all {
-        found.len()
-    } else {
-        contents.keys.count(&range, revision)
-    });
+    response.count = length(if all { found.len() } else { contents.keys.count(&range, revision) });
     if is_filtered(request) {
         found.retain(|(_, record)| passes(record, request));
     }
     response.more = limit.is_some_and(|limit| found.len() > limit);
     let kept = limit.unwrap_or(usize::MAX);
     let key = |key: &Arc<[u8]>| {
-        if range.is_single() {
-            request.key.clone()
-        } else {
-            Bytes::copy_from_slice(key)
-        }
+        if range.is_single() { request.key.clone() } else { Bytes::copy_from_slice(key) }
     };
     if sort_target(request) == SortTarget::Value {
         let mut full = Vec::with_capacity(found.len());
@@ -191,26 +152,15 @@ pub(super) fn range(
     match sort_target(request) {
         SortTarget::Key | SortTarget::Value => sort(request, &mut found, |a, b| a.0.cmp(b.0)),
         SortTarget::Version => sort(request, &mut found, |a, b| a.1.version.cmp(&b.1.version)),
-        SortTarget::Create => sort(request, &mut found, |a, b| {
-            a.1.create_revision.cmp(&b.1.create_revision)
-        }),
-        SortTarget::Mod => sort(request, &mut found, |a, b| {
-            a.1.mod_revision.cmp(&b.1.mod_revision)
-        }),
+        SortTarget::Create => sort(request, &mut found, |a, b| a.1.create_revision.cmp(&b.1.create_revision)),
+        SortTarget::Mod => sort(request, &mut found, |a, b| a.1.mod_revision.cmp(&b.1.mod_revision)),
     }
     found.truncate(kept);
     response.kvs.reserve_exact(found.len());
     for (k, record) in found {
         response.kvs.push(if request.keys_only {
             // As etcd 3.7 has it: the lease is left out too.
-            key_value(
-                key(k),
-                &Record {
-                    lease: 0,
-                    ..*record
-                },
-                Bytes::new(),
-            )
+            key_value(key(k), &Record { lease: 0, ..*record }, Bytes::new())
         } else {
             key_value(key(k), record, values.get(record.value_id)?)
         });
@@ -229,8 +179,7 @@ fn sort_target(request: &RangeRequest) -> SortTarget {
 /// As etcd decides it: with no order given a limit cuts off by key first, and what is left is sorted then.
 fn sorted_by_key(request: &RangeRequest) -> bool {
     let order = SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None);
-    order == SortOrder::None
-        || (order == SortOrder::Ascend && sort_target(request) == SortTarget::Key)
+    order == SortOrder::None || (order == SortOrder::Ascend && sort_target(request) == SortTarget::Key)
 }
 
 fn sort<T>(request: &RangeRequest, items: &mut [T], by: impl Fn(&T, &T) -> Ordering) {
@@ -249,38 +198,20 @@ fn is_filtered(request: &RangeRequest) -> bool {
 }
 
 fn passes(record: &Record, request: &RangeRequest) -> bool {
-    let within = |n: i64, least: i64, greatest: i64| {
-        (least == 0 || n >= least) && (greatest == 0 || n <= greatest)
-    };
-    within(
-        record.mod_revision,
-        request.min_mod_revision,
-        request.max_mod_revision,
-    ) && within(
-        record.create_revision,
-        request.min_create_revision,
-        request.max_create_revision,
-    )
+    let within = |n: i64, least: i64, greatest: i64| (least == 0 || n >= least) && (greatest == 0 || n <= greatest);
+    within(record.mod_revision, request.min_mod_revision, request.max_mod_revision)
+        && within(record.create_revision, request.min_create_revision, request.max_create_revision)
 }
 
 /// Which branch of a txn, and of each txn nested in the branches taken, is to be executed, in the order in which they
 /// are met. Everything is compared with the state before the txn.
-pub(super) fn path(
-    contents: &Contents,
-    values: Values<'_>,
-    txn: &TxnRequest,
-) -> Result<Vec<bool>, Fault> {
+pub(super) fn path(contents: &Contents, values: Values<'_>, txn: &TxnRequest) -> Result<Vec<bool>, Fault> {
     let mut path = Vec::with_capacity(1);
     extend_path(contents, values, txn, &mut path)?;
     Ok(path)
 }
 
-fn extend_path(
-    contents: &Contents,
-    values: Values<'_>,
-    txn: &TxnRequest,
-    path: &mut Vec<bool>,
-) -> Result<(), Fault> {
+fn extend_path(contents: &Contents, values: Values<'_>, txn: &TxnRequest, path: &mut Vec<bool>) -> Result<(), Fault> {
     let mut holds = true;
     for compare in &txn.compare {
         if !compare_holds(contents, values, compare)? {
@@ -302,18 +233,8 @@ pub(super) fn branch(txn: &TxnRequest, holds: bool) -> &[RequestOp] {
     if holds { &txn.success } else { &txn.failure }
 }
 
-fn compare_holds(
-    contents: &Contents,
-    values: Values<'_>,
-    compare: &Compare,
-) -> Result<bool, Fault> {
-    const ABSENT: Record = Record {
-        create_revision: 0,
-        mod_revision: 0,
-        version: 0,
-        lease: 0,
-        value_id: ValueId(0),
-    };
+fn compare_holds(contents: &Contents, values: Values<'_>, compare: &Compare) -> Result<bool, Fault> {
+    const ABSENT: Record = Record { create_revision: 0, mod_revision: 0, version: 0, lease: 0, value_id: ValueId(0) };
     let by_value = compare.target == CompareTarget::Value as i32;
     if compare.range_end.is_empty() {
         let record = contents.keys.get(&compare.key).and_then(KeyEntry::live);
@@ -322,11 +243,7 @@ fn compare_holds(
             None => Ok(!by_value && holds(values, compare, &ABSENT)?),
         };
     }
-    let found = contents.keys.list(
-        &key_range(&compare.key, &compare.range_end),
-        contents.revision,
-        usize::MAX,
-    );
+    let found = contents.keys.list(&key_range(&compare.key, &compare.range_end), contents.revision, usize::MAX);
     if found.is_empty() {
         return Ok(!by_value && holds(values, compare, &ABSENT)?);
     }
@@ -342,42 +259,18 @@ fn compare_holds(
 fn holds(values: Values<'_>, compare: &Compare, record: &Record) -> Result<bool, Fault> {
     let union = compare.target_union.as_ref();
     let ordering = match CompareTarget::try_from(compare.target) {
-        Ok(CompareTarget::Version) => record.version.cmp(&if let Some(TargetUnion::Version(n)) =
-            union
-        {
-            *n
-        } else {
-            0
-        }),
-        Ok(CompareTarget::Create) => {
-            record
-                .create_revision
-                .cmp(&if let Some(TargetUnion::CreateRevision(n)) = union {
-                    *n
-                } else {
-                    0
-                })
+        Ok(CompareTarget::Version) => {
+            record.version.cmp(&if let Some(TargetUnion::Version(n)) = union { *n } else { 0 })
         }
-        Ok(CompareTarget::Mod) => record
-            .mod_revision
-            .cmp(&if let Some(TargetUnion::ModRevision(n)) = union {
-                *n
-            } else {
-                0
-            }),
-        Ok(CompareTarget::Lease) => record
-            .lease
-            .cmp(&if let Some(TargetUnion::Lease(n)) = union {
-                *n
-            } else {
-                0
-            }),
+        Ok(CompareTarget::Create) => {
+            record.create_revision.cmp(&if let Some(TargetUnion::CreateRevision(n)) = union { *n } else { 0 })
+        }
+        Ok(CompareTarget::Mod) => {
+            record.mod_revision.cmp(&if let Some(TargetUnion::ModRevision(n)) = union { *n } else { 0 })
+        }
+        Ok(CompareTarget::Lease) => record.lease.cmp(&if let Some(TargetUnion::Lease(n)) = union { *n } else { 0 }),
         Ok(CompareTarget::Value) => {
-            let other = if let Some(TargetUnion::Value(value)) = union {
-                value.as_ref()
-            } else {
-                &[]
-            };
+            let other = if let Some(TargetUnion::Value(value)) = union { value.as_ref() } else { &[] };
             values.get(record.value_id)?.as_ref().cmp(other)
         }
         Err(_) => Ordering::Equal,
@@ -392,11 +285,7 @@ fn holds(values: Values<'_>, compare: &Compare, record: &Record) -> Result<bool,
 }
 
 /// Whether the branches of `path` can be executed: leases and keys that puts need exist, revisions can be read.
-pub(super) fn check_path(
-    contents: &Contents,
-    txn: &TxnRequest,
-    path: &mut &[bool],
-) -> Result<(), KvError> {
+pub(super) fn check_path(contents: &Contents, txn: &TxnRequest, path: &mut &[bool]) -> Result<(), KvError> {
     for op in branch(txn, step(path)) {
         match &op.request {
             Some(Request::RequestRange(range)) if range.revision != 0 => {
@@ -417,9 +306,7 @@ pub(super) fn check_path(
 
 /// Takes the next step of a path.
 pub(super) fn step(path: &mut &[bool]) -> bool {
-    let (first, rest) = path
-        .split_first()
-        .expect("invariant: a path has a step for each txn on it");
+    let (first, rest) = path.split_first().expect("invariant: a path has a step for each txn on it");
     *path = rest;
     *first
 }
@@ -430,38 +317,22 @@ pub(super) fn check_put(contents: &Contents, put: &PutRequest) -> Result<(), KvE
         return Err(KvError::LeaseNotFound);
     }
     let needs_key = put.ignore_value || put.ignore_lease;
-    if needs_key
-        && contents
-            .keys
-            .get(&put.key)
-            .and_then(KeyEntry::live)
-            .is_none()
-    {
+    if needs_key && contents.keys.get(&put.key).and_then(KeyEntry::live).is_none() {
         return Err(KvError::KeyNotFound);
     }
     Ok(())
 }
 
 /// Executes a txn that only reads (see [`super::check::is_readonly`]).
-pub(super) fn readonly_txn(
-    contents: &Contents,
-    values: Values<'_>,
-    txn: &TxnRequest,
-) -> Result<TxnResponse, Fault> {
+pub(super) fn readonly_txn(contents: &Contents, values: Values<'_>, txn: &TxnRequest) -> Result<TxnResponse, Fault> {
     let path = path(contents, values, txn)?;
     check_path(contents, txn, &mut path.as_slice())?;
     let mut responses = Vec::new();
     for op in branch(txn, path[0]) {
         if let Some(Request::RequestRange(request)) = &op.request {
             let response = range(contents, values, request)?;
-            responses.push(ResponseOp {
-                response: Some(Response::ResponseRange(response)),
-            });
+            responses.push(ResponseOp { response: Some(Response::ResponseRange(response)) });
         }
     }
-    Ok(TxnResponse {
-        header: header(contents.revision),
-        succeeded: path[0],
-        responses,
-    })
+    Ok(TxnResponse { header: header(contents.revision), succeeded: path[0], responses })
 }

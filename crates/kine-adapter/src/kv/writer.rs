@@ -80,11 +80,7 @@ pub(super) fn from_sql(error: &rusqlite::Error) -> KvError {
 impl Writer {
     /// Starts from the committed state.
     pub(super) fn reset(&mut self, committed: Contents) {
-        *self = Writer {
-            contents: committed,
-            known: true,
-            ..Writer::default()
-        };
+        *self = Writer { contents: committed, known: true, ..Writer::default() };
     }
 
     /// Runs `body` within the SQLite transaction that is open on `connection`; what it returns, and the sidecar if it
@@ -103,11 +99,7 @@ impl Writer {
         self.known = false;
         let mut transaction = Transaction {
             connection,
-            values: Values {
-                cache,
-                connection: Some(connection),
-                committed: false,
-            },
+            values: Values { cache, connection: Some(connection), committed: false },
             undo: &mut self.undo,
             sidecar: Encoder::new(base + 1, first_id, size_hint),
             contents: &mut self.contents,
@@ -138,12 +130,7 @@ impl Writer {
                 self.doubt = self.doubt_of_this_run(migrating);
                 self.undo.clear();
                 self.contents.forget_some(FORGET_PER_RUN);
-                Ok((
-                    answer,
-                    Some(sidecar)
-                        .filter(|sidecar| !sidecar.is_empty())
-                        .map(Encoder::finish),
-                ))
+                Ok((answer, Some(sidecar).filter(|sidecar| !sidecar.is_empty()).map(Encoder::finish)))
             }
             Err(Fault::Refused(error)) => Err(Refusal::Kv(error)),
             Err(Fault::Sql(error)) => Err(Refusal::Kv(from_sql(&error))),
@@ -185,9 +172,7 @@ impl Writer {
         });
         match self.undo.as_slice() {
             [] if !migrating => Doubt::None,
-            undo if !migrating && undo.iter().all(|undo| matches!(undo, Undo::Key(_))) => {
-                Doubt::Rows
-            }
+            undo if !migrating && undo.iter().all(|undo| matches!(undo, Undo::Key(_))) => Doubt::Rows,
             _ => Doubt::More(lease),
         }
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use prost::Message;
-use raft_sqlite::{CallHandler, Leadership};
+use raft_sqlite::{CallHandler, Leadership, ReadError, Role};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -210,8 +210,9 @@ impl Lessor {
                 return;
             }
             let outcome = self.store.lease_expire(due.clone()).await;
-            let state = self.store.state();
             if let Some(deadlines) = self.deadlines.lock().as_mut() {
+                // Read under the lock: what is applied later comes by `leases_changed` after this.
+                let state = self.store.state();
                 for id in &due {
                     if state.lease(*id).is_some() {
                         deadlines.give_back(*id);
@@ -288,11 +289,16 @@ impl Lessor {
         })
     }
 
+    /// That this node still leads. A leader that was deposed while it asked shows as a follower afterwards; what it
+    /// renews before that has shown here is covered by the new leader's extension.
     async fn confirm_leadership(&self) -> Result<(), KvError> {
-        self.store.node().linearize().await.map_err(|error| match error {
-            ReadError::Fatal(reason) => KvError::Internal(reason),
-            _ => KvError::NoLeader,
-        })
+        let node = self.store.node();
+        match node.linearize().await {
+            Ok(()) if node.status().role == Role::Leader => Ok(()),
+            Ok(()) => Err(KvError::NotLeader),
+            Err(ReadError::Fatal(reason)) => Err(KvError::Internal(reason)),
+            Err(_) => Err(KvError::NoLeader),
+        }
     }
 
     /// Tries until a leader has answered, or the time is over.

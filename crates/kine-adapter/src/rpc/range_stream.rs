@@ -71,7 +71,7 @@ impl Chunks {
             self.request.key = after(&last.key);
         }
         if self.done {
-            answer.header = Some(self.header.clone());
+            answer.header = Some(self.header);
             answer.count = count;
         } else {
             answer = RangeResponse { kvs: answer.kvs, ..RangeResponse::default() };

@@ -34,13 +34,14 @@ fn with_leader<T>(message: T) -> Request<T> {
 mod kv {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn put_range_delete_txn() {
         let server = start().await;
         let mut kv = server.kv();
         let answer = kv.put(put("a", "1")).await.unwrap().into_inner();
         let header = answer.header.unwrap();
-        assert_eq!((header.cluster_id, header.member_id, header.revision), (0xc1, 1, 2));
+        let own = (server.node.cluster_id(), server.node.id().0, 2);
+        assert_eq!((header.cluster_id, header.member_id, header.revision), own);
         assert!(header.raft_term > 0);
         kv.put(put("b", "2")).await.unwrap();
 
@@ -68,7 +69,7 @@ mod kv {
         assert_eq!((answer.deleted, answer.prev_kvs.len()), (2, 2));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn errors_have_etcds_code_and_text() {
         let server = start().await;
         let mut kv = server.kv();
@@ -93,7 +94,7 @@ mod kv {
         is(kv.txn(many).await.unwrap_err(), KvError::TooManyOps);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn too_large_requests() {
         let server = start().await;
         let mut kv = server.kv();
@@ -104,7 +105,7 @@ mod kv {
         kv.put(put("a", &"v".repeat(1 << 20))).await.unwrap();
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_range_in_chunks() {
         let server = start().await;
         let mut kv = server.kv();
@@ -137,7 +138,7 @@ mod kv {
         assert_eq!(kv.range_stream(sorted).await.unwrap_err().code(), Code::Unimplemented);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn without_a_leader_who_requires_one_is_refused_at_once() {
         let server = start().await;
         server.lose_leader();
@@ -154,7 +155,7 @@ mod watch {
         WatchRequest { request_union: Some(RequestUnion::CreateRequest(request)) }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn events_progress_cancel() {
         let server = start().await;
         let (mut kv, mut watch) = (server.kv(), server.watch().await);
@@ -168,7 +169,7 @@ mod watch {
         }));
         let created = watch.next().await.unwrap();
         assert!(created.created);
-        assert_eq!(created.header.unwrap().cluster_id, 0xc1);
+        assert_eq!(created.header.unwrap().cluster_id, server.node.cluster_id());
         let past = watch.next().await.unwrap();
         assert_eq!((past.watch_id, past.events.len(), past.events[0].prev_kv.is_none()), (0, 1, true));
         kv.put(put("a", "2")).await.unwrap();
@@ -187,7 +188,7 @@ mod watch {
         assert!(canceled.canceled && canceled.watch_id == 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn compacted_history() {
         let server = start().await;
         let (mut kv, mut watch) = (server.kv(), server.watch().await);
@@ -201,7 +202,7 @@ mod watch {
         assert_eq!((canceled.canceled, canceled.compact_revision), (true, 3));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn periodic_progress() {
         let options = ServerOptions { progress_notify_interval: Duration::from_millis(1), ..ServerOptions::default() };
         let server = start_with(options).await;
@@ -212,7 +213,7 @@ mod watch {
         assert_eq!((progress.watch_id, progress.events.len(), progress.header.unwrap().revision), (0, 0, 1));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn many_watchers_on_one_stream_and_a_client_that_has_said_all() {
         let server = start().await;
         let mut watch = server.watch().await;
@@ -235,7 +236,7 @@ mod watch {
         assert_eq!(ids, (0..200).collect::<Vec<_>>());
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn streams_that_require_a_leader_end_without_one_and_others_do_not() {
         let options = ServerOptions { election_timeout: Duration::from_millis(5), ..ServerOptions::default() };
         let server = start_with(options).await;
@@ -251,7 +252,7 @@ mod watch {
         assert_eq!(plain.next().await.unwrap().events.len(), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_stopping_server_sends_clients_elsewhere() {
         let server = start().await;
         let mut watch = server.watch().await;
@@ -267,7 +268,7 @@ mod watch {
 mod lease {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn grant_keep_alive_time_to_live_revoke() {
         let server = start().await;
         let (mut kv, mut lease) = (server.kv(), server.lease());
@@ -309,7 +310,7 @@ mod lease {
         is(lease.lease_revoke(again).await.unwrap_err(), KvError::LeaseNotFound);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn an_expired_lease_takes_its_keys_along() {
         let server = start().await;
         let (mut kv, mut lease, mut watch) = (server.kv(), server.lease(), server.watch().await);
@@ -327,7 +328,7 @@ mod lease {
         assert_eq!(answers.next().await.unwrap().unwrap().ttl, 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_new_leader_gives_every_lease_its_full_ttl() {
         let server = start().await;
         let mut lease = server.lease();
@@ -341,7 +342,7 @@ mod lease {
         assert_eq!((answer.ttl, answer.granted_ttl), (100, 100));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn who_does_not_lead_asks_the_leader_as_long_as_it_may() {
         let options = ServerOptions { request_timeout: Duration::from_millis(200), ..ServerOptions::default() };
         let server = start_with(options).await;
@@ -370,20 +371,21 @@ mod others {
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn members_status_alarms_auth() {
         let server = start().await;
         let answer = server.cluster().member_list(MemberListRequest { linearizable: true }).await.unwrap().into_inner();
         assert_eq!(answer.header.unwrap().revision, 0);
         let member = &answer.members[0];
-        assert_eq!((member.id, member.name.as_str(), member.is_learner), (1, "one", false));
+        assert_eq!((member.id, member.name.as_str(), member.is_learner), (server.node.id().0, "default", false));
         assert_eq!((member.client_ur_ls.len(), member.peer_ur_ls.len()), (1, 1));
 
+        server.kv().put(put("a", "1")).await.unwrap();
         let mut maintenance = server.maintenance();
         let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
         assert!(status.version.starts_with("3.6."));
         assert!(status.db_size > 0 && status.raft_index > 0 && status.raft_applied_index > 0);
-        assert_eq!((status.leader, status.is_learner, status.errors.len()), (1, false, 0));
+        assert_eq!((status.leader, status.is_learner, status.errors.len()), (server.node.id().0, false, 0));
         assert_eq!((status.storage_version.as_str(), status.db_size_quota), ("3.6.0", 2 << 30));
         assert!(maintenance.alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms.is_empty());
         assert_eq!(maintenance.defragment(DefragmentRequest {}).await.unwrap_err().code(), Code::Unimplemented);
@@ -398,7 +400,7 @@ mod others {
         is(auth.authenticate(login).await.unwrap_err(), KvError::AuthNotEnabled);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn health_and_reflection() {
         let server = start().await;
         let mut health = HealthClient::new(server.channel());
@@ -416,7 +418,7 @@ mod others {
         assert!(names.contains(&"etcdserverpb.KV") && names.contains(&"grpc.health.v1.Health"), "{names:?}");
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn the_same_over_tls() {
         let server: Running = serving::start_tls().await;
         server.kv().put(put("a", "1")).await.unwrap();
@@ -431,7 +433,7 @@ mod others {
 mod http {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_probes_ask_for() {
         let server = start().await;
         for (path, status, body) in [
@@ -454,14 +456,13 @@ mod http {
         server.lose_leader();
         let (status, body) = server.get("/health").await;
         assert_eq!((status, body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n"));
-        assert_eq!(server.get("/livez").await.0, 200);
-        let (status, body) = server.get("/readyz?exclude=non_learner").await;
-        assert_eq!(status, 503);
-        assert!(body.contains("[-]linearizable_read failed: etcdserver: "), "{body}");
-        assert!(!body.contains("non_learner"), "{body}");
+        assert_eq!(server.get("/health?serializable=true").await.0, 200);
+        let (status, body) = server.get("/readyz?verbose&exclude=non_learner").await;
+        assert_eq!(status, 200);
+        assert!(body.contains("[+]data_corruption ok\n") && !body.contains("non_learner"), "{body}");
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn metrics() {
         let server = start().await;
         server.kv().put(put("a", "1")).await.unwrap();
@@ -472,7 +473,7 @@ mod http {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn only_get() {
         let server = start().await;
         assert_eq!(server.request("POST", "/health").await.0, 405);

@@ -46,7 +46,8 @@ PRAGMA user_version = 1;
 pub const LAYOUT_FOUND: &str = "PRAGMA user_version";
 
 /// Appends a row; the id comes from SQLite, and must be the one expected.
-pub const APPEND: &str = "INSERT INTO rev(main, sub, key, create_rev, version, lease, value) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+pub const APPEND: &str =
+    "INSERT INTO rev(main, sub, key, create_rev, version, lease, value) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /// The last row's id.
 pub const LAST_ID: &str = "SELECT max(id) FROM rev";
@@ -55,8 +56,7 @@ pub const LAST_ID: &str = "SELECT max(id) FROM rev";
 pub const VALUE: &str = "SELECT value FROM rev WHERE id = ?1";
 
 /// Everything the key index is built from, in the order it was written.
-pub const ALL_REVISIONS: &str =
-    "SELECT id, main, key, create_rev, version, lease FROM rev ORDER BY id";
+pub const ALL_REVISIONS: &str = "SELECT id, main, key, create_rev, version, lease FROM rev ORDER BY id";
 
 /// The first row at or after an id.
 pub const MAIN_FROM: &str = "SELECT id, main FROM rev WHERE id >= ?1 ORDER BY id LIMIT 1";
@@ -69,8 +69,7 @@ pub const EVENTS_FROM: &str =
     "SELECT id, main, key, create_rev, version, lease, value FROM rev WHERE id >= ?1 ORDER BY id";
 
 /// Rows with their values, newest first.
-pub const EVENTS_BACK: &str =
-    "SELECT id, main, key, create_rev, version, lease, value FROM rev ORDER BY id DESC";
+pub const EVENTS_BACK: &str = "SELECT id, main, key, create_rev, version, lease, value FROM rev ORDER BY id DESC";
 
 /// Removes rows that compaction has made superfluous.
 pub const REMOVE: &str = "DELETE FROM rev WHERE id BETWEEN ?1 AND ?2";
@@ -106,9 +105,7 @@ pub enum SchemaError {
     #[error("{0}")]
     Sql(#[from] rusqlite::Error),
     /// Written by a newer version of this program.
-    #[error(
-        "the tables have layout {0}, which is newer than this program (it knows up to {LAYOUT})"
-    )]
+    #[error("the tables have layout {0}, which is newer than this program (it knows up to {LAYOUT})")]
     Newer(i64),
     /// They contradict themselves.
     #[error("the tables are damaged: {0}")]
@@ -120,14 +117,8 @@ pub enum SchemaError {
 /// # Errors
 /// [`SchemaError::Newer`] if this program cannot read them.
 pub fn layout(connection: &Connection) -> Result<i64, SchemaError> {
-    let found: i64 = connection
-        .prepare_cached(LAYOUT_FOUND)?
-        .query_row([], |row| row.get(0))?;
-    if (0..=LAYOUT).contains(&found) {
-        Ok(found)
-    } else {
-        Err(SchemaError::Newer(found))
-    }
+    let found: i64 = connection.prepare_cached(LAYOUT_FOUND)?.query_row([], |row| row.get(0))?;
+    if (0..=LAYOUT).contains(&found) { Ok(found) } else { Err(SchemaError::Newer(found)) }
 }
 
 /// Brings the tables to [`LAYOUT`], within the caller's SQLite transaction; whether anything was to do.
@@ -146,15 +137,8 @@ pub fn migrate(connection: &Connection) -> Result<bool, SchemaError> {
 ///
 /// # Errors
 /// As SQLite has them.
-pub fn number(
-    connection: &Connection,
-    sql: &str,
-    parameters: impl rusqlite::Params,
-) -> rusqlite::Result<Option<i64>> {
-    let found = connection
-        .prepare_cached(sql)?
-        .query_row(parameters, |row| row.get::<_, Option<i64>>(0))
-        .optional()?;
+pub fn number(connection: &Connection, sql: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<Option<i64>> {
+    let found = connection.prepare_cached(sql)?.query_row(parameters, |row| row.get::<_, Option<i64>>(0)).optional()?;
     Ok(found.flatten())
 }
 
@@ -206,30 +190,14 @@ mod tests {
     #[test]
     fn the_view_shows_the_keys_that_exist() {
         let connection = empty();
-        for (main, key, create, version, value) in [
-            (2, "a", 2, 1, Some("1")),
-            (3, "b", 3, 1, Some("2")),
-            (4, "a", 2, 2, Some("3")),
-            (5, "b", 0, 0, None),
-        ] {
+        for (main, key, create, version, value) in
+            [(2, "a", 2, 1, Some("1")), (3, "b", 3, 1, Some("2")), (4, "a", 2, 2, Some("3")), (5, "b", 0, 0, None)]
+        {
             connection
-                .execute(
-                    APPEND,
-                    (
-                        main,
-                        0,
-                        key.as_bytes(),
-                        create,
-                        version,
-                        0,
-                        value.map(str::as_bytes),
-                    ),
-                )
+                .execute(APPEND, (main, 0, key.as_bytes(), create, version, 0, value.map(str::as_bytes)))
                 .unwrap();
         }
-        let mut statement = connection
-            .prepare("SELECT key, value, mod_rev, version FROM kv")
-            .unwrap();
+        let mut statement = connection.prepare("SELECT key, value, mod_rev, version FROM kv").unwrap();
         let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = statement
             .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))
             .unwrap()

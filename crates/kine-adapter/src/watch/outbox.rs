@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{BufMut, Bytes};
 use futures_util::Stream;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use tokio::sync::Notify;
 use tonic::Status;
@@ -135,9 +135,11 @@ impl Outbox {
     /// Adds a control answer.
     pub fn push_control(&self, frame: Frame) {
         let mut waiting = self.waiting.lock();
-        if !waiting.closed {
-            waiting.add(frame);
+        if waiting.closed {
+            return;
         }
+        waiting.add(frame);
+        wake(waiting);
     }
 
     /// Adds the answers that carry one run of events to one watcher: all or, if the queue is full, none.
@@ -153,6 +155,7 @@ impl Outbox {
         for frame in frames {
             waiting.add(frame);
         }
+        wake(waiting);
         true
     }
 
@@ -162,7 +165,7 @@ impl Outbox {
         if waiting.end.is_none() {
             waiting.end = Some(status);
         }
-        waiting.wake();
+        wake(waiting);
     }
 
     /// Waits until there is room for control answers, or the stream is over.
@@ -196,13 +199,15 @@ impl Waiting {
     fn add(&mut self, frame: Frame) {
         self.bytes += frame.weight_bytes();
         self.frames.push_back(frame);
-        self.wake();
     }
+}
 
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+/// Wakes whoever takes the frames, once the lock has been given back.
+fn wake(mut waiting: MutexGuard<'_, Waiting>) {
+    let waker = waiting.waker.take();
+    drop(waiting);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -326,7 +331,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             Frame { watch_id: -1, revision: 5, content }.encode(&header, &mut out);
-            let expected = WatchResponse { header: Some(head.clone()), watch_id: -1, ..expected };
+            let expected = WatchResponse { header: Some(head), watch_id: -1, ..expected };
             assert_eq!(WatchResponse::decode(out.as_slice()).unwrap(), expected);
         }
     }

@@ -221,7 +221,8 @@ impl Client {
     }
 
     async fn next(&mut self) -> WatchResponse {
-        let frame = self.frames.next().await.expect("the stream goes on").expect("no error");
+        let frame = tokio::time::timeout(PATIENCE, self.frames.next()).await.expect("an answer comes");
+        let frame = frame.expect("the stream goes on").expect("no error");
         let mut bytes = Vec::new();
         frame.encode(&self.hub.header(), &mut bytes);
         WatchResponse::decode(bytes.as_slice()).unwrap()
@@ -263,7 +264,7 @@ async fn from_now_on() {
     assert_eq!(client.created(all()).await, 0);
     scene.commit(&[("b", Some("2")), ("c", None)]);
     let answer = client.next().await;
-    let header = answer.header.clone().unwrap();
+    let header = answer.header.unwrap();
     assert_eq!((header.cluster_id, header.member_id, header.revision, header.raft_term), (7, 8, 3, 9));
     assert_eq!(told(&answer), list(&[(3, "b"), (3, "c")]));
     let put = answer.events[0].kv.clone().unwrap();

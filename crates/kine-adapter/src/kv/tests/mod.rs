@@ -69,9 +69,7 @@ impl Bench {
     /// Leadership is lost before what was held back is committed, and gained again.
     pub(super) fn discard(&mut self) {
         self.held = None;
-        self.connection
-            .execute_batch("ROLLBACK TO held; RELEASE held")
-            .unwrap();
+        self.connection.execute_batch("ROLLBACK TO held; RELEASE held").unwrap();
         self.writer.reset(self.replica.state().contents.clone());
     }
 
@@ -82,16 +80,10 @@ impl Bench {
         body: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, Refusal> {
         self.connection.execute_batch("SAVEPOINT caller").unwrap();
-        let done = self
-            .writer
-            .run(&self.connection, &self.replica.cache, 0, body);
+        let done = self.writer.run(&self.connection, &self.replica.cache, 0, body);
         let undone = done.is_err() || !commit;
         self.connection
-            .execute_batch(if undone {
-                "ROLLBACK TO caller; RELEASE caller"
-            } else {
-                "RELEASE caller"
-            })
+            .execute_batch(if undone { "ROLLBACK TO caller; RELEASE caller" } else { "RELEASE caller" })
             .unwrap();
         let (answer, sidecar) = done?;
         if !undone {
@@ -128,35 +120,23 @@ impl Bench {
         let garbage = state.contents.keys.garbage(revision);
         for ids in garbage.chunks(step) {
             let runs: Vec<_> = ids.iter().map(|id| (*id, *id)).collect();
-            self.run(true, |transaction| transaction.remove_rows(&runs))
-                .unwrap();
+            self.run(true, |transaction| transaction.remove_rows(&runs)).unwrap();
         }
-        self.run(true, |transaction| transaction.rows_removed(revision))
-            .unwrap();
+        self.run(true, |transaction| transaction.rows_removed(revision)).unwrap();
         garbage.len()
     }
 
     /// The writer's contents, the committed ones and those in the tables are the same.
     pub(super) fn check(&self) {
         let tables = Contents::load(&self.connection).unwrap().portrait();
-        assert_eq!(
-            self.writer.contents().portrait(),
-            tables,
-            "the writer's contents"
-        );
+        assert_eq!(self.writer.contents().portrait(), tables, "the writer's contents");
         if self.held.is_none() {
             self.replica.check().unwrap();
-            assert_eq!(
-                self.replica.state().contents.portrait(),
-                tables,
-                "the committed contents"
-            );
+            assert_eq!(self.replica.state().contents.portrait(), tables, "the committed contents");
         }
     }
 
     pub(super) fn rows(&self) -> i64 {
-        schema::number(&self.connection, "SELECT count(*) FROM rev", [])
-            .unwrap()
-            .unwrap()
+        schema::number(&self.connection, "SELECT count(*) FROM rev", []).unwrap().unwrap()
     }
 }

@@ -23,6 +23,8 @@ enum Step {
     Discard,
     Remove(usize),
     Restart,
+    /// A reader keeps the state of now until the end.
+    Keep,
 }
 
 fn key() -> impl Strategy<Value = String> {
@@ -44,8 +46,7 @@ fn op() -> impl Strategy<Value = String> {
 
 fn txn(op: impl Strategy<Value = String> + Clone) -> impl Strategy<Value = String> {
     let ops = proptest::collection::vec(op, 0..4).prop_map(|ops| ops.join(" , "));
-    (key(), 0_u8..3, ops.clone(), ops)
-        .prop_map(|(k, v, a, b)| format!("txn ( version {k} > {v} ) ( {a} ) ( {b} )"))
+    (key(), 0_u8..3, ops.clone(), ops).prop_map(|(k, v, a, b)| format!("txn ( version {k} > {v} ) ( {a} ) ( {b} )"))
 }
 
 fn request() -> impl Strategy<Value = String> {
@@ -68,39 +69,28 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Discard),
         1 => (1_usize..5).prop_map(Step::Remove),
         1 => Just(Step::Restart),
+        2 => Just(Step::Keep),
     ];
     proptest::collection::vec(step, 1..80)
 }
 
 /// Applies events to a map, as a client that watches everything would.
-fn replay(
-    model: &mut BTreeMap<Vec<u8>, (Vec<u8>, i64)>,
-    batches: &[Arc<EventBatch>],
-    seen: &mut i64,
-) {
+fn replay(model: &mut BTreeMap<Vec<u8>, (Vec<u8>, i64)>, batches: &[Arc<EventBatch>], seen: &mut i64) {
     for batch in batches {
         assert!(batch.revision > *seen && !batch.events.is_empty());
         *seen = batch.revision;
         for event in &batch.events {
             assert_eq!(event.mod_revision, batch.revision);
             let old = match event.kind {
-                EventKind::Put => {
-                    model.insert(event.key.to_vec(), (event.value.to_vec(), batch.revision))
-                }
+                EventKind::Put => model.insert(event.key.to_vec(), (event.value.to_vec(), batch.revision)),
                 EventKind::Delete => model.remove(event.key.as_ref()),
             };
             let previous = event.previous.as_ref();
             // The previous state is that of the revision before, which a second event of one revision does not change.
             if old.as_ref().is_none_or(|old| old.1 < batch.revision) {
-                assert_eq!(
-                    previous.map(|p| p.mod_revision),
-                    old.as_ref().map(|old| old.1)
-                );
+                assert_eq!(previous.map(|p| p.mod_revision), old.as_ref().map(|old| old.1));
                 if let Some(value) = previous.and_then(|p| p.value.as_ref()) {
-                    assert_eq!(
-                        Some(value.as_ref()),
-                        old.as_ref().map(|old| old.0.as_slice())
-                    );
+                    assert_eq!(Some(value.as_ref()), old.as_ref().map(|old| old.0.as_slice()));
                 }
             }
         }
@@ -114,6 +104,7 @@ proptest! {
     fn the_writer_the_committed_state_and_the_tables_agree(steps in steps()) {
         let mut bench = Bench::new();
         let (mut model, mut seen) = (BTreeMap::new(), 1);
+        let mut kept = Vec::new();
         let mut committed = format!("{:?}", bench.replica.state().contents.portrait());
         for step in steps {
             let holding = bench.held.is_some();
@@ -138,6 +129,7 @@ proptest! {
                 Step::Remove(step) if !holding && bench.replica.state().compact_revision() >= 0 => {
                     bench.remove(step);
                 }
+                Step::Keep => kept.push((bench.replica.state(), committed.clone())),
                 Step::Restart if !holding => {
                     let version = bench.replica.state().version();
                     bench.replica.restored(version, &bench.connection);
@@ -184,6 +176,9 @@ proptest! {
             let keys = state.contents.keys.list(&KeyRange::all(), state.revision(), usize::MAX);
             let keys: Vec<_> = keys.into_iter().map(|(k, r)| (k.to_vec(), r.mod_revision)).collect();
             prop_assert_eq!(keys, model.iter().map(|(k, v)| (k.clone(), v.1)).collect::<Vec<_>>());
+        }
+        for (state, then) in kept {
+            prop_assert_eq!(format!("{:?}", state.contents.portrait()), then, "a state that is kept never changes");
         }
     }
 }

@@ -21,9 +21,8 @@ use crate::proto::etcdserverpb::compare::TargetUnion;
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
-    LeaseRevokeRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
-    ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use bytes::Bytes;
@@ -55,9 +54,8 @@ impl<'a> Words<'a> {
     }
 
     fn end(&mut self) -> Bytes {
-        let is_end = |word: &&str| {
-            !matches!(*word, "," | ")" | "prev" | "keys_only" | "count_only") && !word.contains('=')
-        };
+        let is_end =
+            |word: &&str| !matches!(*word, "," | ")" | "prev" | "keys_only" | "count_only") && !word.contains('=');
         match self.words.next_if(is_end) {
             None => Bytes::new(),
             Some("..") => Bytes::from_static(b"\0"),
@@ -84,11 +82,7 @@ impl<'a> Words<'a> {
             "-" => Bytes::new(),
             value => Bytes::copy_from_slice(value.as_bytes()),
         };
-        let mut request = PutRequest {
-            key,
-            value,
-            ..PutRequest::default()
-        };
+        let mut request = PutRequest { key, value, ..PutRequest::default() };
         while let Some(option) = self.option() {
             match option.split_once('=').unwrap_or((option, "")) {
                 ("lease", id) => request.lease = id.parse().unwrap(),
@@ -103,11 +97,7 @@ impl<'a> Words<'a> {
 
     fn get(&mut self) -> RangeRequest {
         let (key, range_end) = (self.key(), self.end());
-        let mut request = RangeRequest {
-            key,
-            range_end,
-            ..RangeRequest::default()
-        };
+        let mut request = RangeRequest { key, range_end, ..RangeRequest::default() };
         while let Some(option) = self.option() {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let number = || value.parse().unwrap();
@@ -122,8 +112,7 @@ impl<'a> Words<'a> {
                 "count_only" => request.count_only = true,
                 "sort" => {
                     let (target, order) = value.split_once(':').unwrap();
-                    request.sort_target =
-                        position(&["key", "version", "create", "mod", "value"], target);
+                    request.sort_target = position(&["key", "version", "create", "mod", "value"], target);
                     request.sort_order = position(&["none", "ascend", "descend"], order);
                 }
                 other => panic!("{other}"),
@@ -135,11 +124,7 @@ impl<'a> Words<'a> {
     fn delete(&mut self) -> DeleteRangeRequest {
         let (key, range_end) = (self.key(), self.end());
         let prev_kv = self.option().is_some_and(|option| option == "prev");
-        DeleteRangeRequest {
-            key,
-            range_end,
-            prev_kv,
-        }
+        DeleteRangeRequest { key, range_end, prev_kv }
     }
 
     fn compare(&mut self) -> Compare {
@@ -147,11 +132,7 @@ impl<'a> Words<'a> {
         let key = self.key();
         let results = ["=", ">", "<", "!="];
         let is_result = |word: &&str| results.contains(word) || word.parse::<i32>().is_ok();
-        let range_end = if self.words.peek().is_some_and(is_result) {
-            Bytes::new()
-        } else {
-            self.end()
-        };
+        let range_end = if self.words.peek().is_some_and(is_result) { Bytes::new() } else { self.end() };
         let result = position(&results, self.next());
         let operand = self.next();
         let number = || operand.parse().unwrap();
@@ -162,13 +143,7 @@ impl<'a> Words<'a> {
             3 => TargetUnion::Value(Bytes::copy_from_slice(operand.as_bytes())),
             _ => TargetUnion::Lease(number()),
         };
-        Compare {
-            result,
-            target,
-            key,
-            range_end,
-            target_union: Some(union),
-        }
+        Compare { result, target, key, range_end, target_union: Some(union) }
     }
 
     fn op(&mut self) -> RequestOp {
@@ -195,34 +170,24 @@ impl<'a> Words<'a> {
 fn position(names: &[&str], name: &str) -> i32 {
     match name.parse() {
         Ok(number) => number, // for what has no name
-        Err(_) => names
-            .iter()
-            .position(|n| *n == name)
-            .unwrap_or_else(|| panic!("{name}")) as i32,
+        Err(_) => names.iter().position(|n| *n == name).unwrap_or_else(|| panic!("{name}")) as i32,
     }
 }
 
 pub(super) fn parse(line: &str) -> Command {
-    let mut words = Words {
-        words: line.split_whitespace().peekable(),
-    };
+    let mut words = Words { words: line.split_whitespace().peekable() };
     let number = |words: &mut Words<'_>| words.next().parse().unwrap();
     match words.next() {
         "put" => Command::Write(Write::Put(words.put())),
         "get" => Command::Get(words.get()),
         "del" => Command::Write(Write::DeleteRange(words.delete())),
         "txn" => Command::Write(Write::Txn(words.txn())),
-        "compact" => Command::Write(Write::Compact(CompactionRequest {
-            revision: number(&mut words),
-            physical: true,
-        })),
+        "compact" => Command::Write(Write::Compact(CompactionRequest { revision: number(&mut words), physical: true })),
         "grant" => {
             let (id, ttl) = (number(&mut words), number(&mut words));
             Command::Write(Write::Grant(LeaseGrantRequest { id, ttl }))
         }
-        "revoke" => Command::Write(Write::Revoke(LeaseRevokeRequest {
-            id: number(&mut words),
-        })),
+        "revoke" => Command::Write(Write::Revoke(LeaseRevokeRequest { id: number(&mut words) })),
         other => panic!("{other}"),
     }
 }
@@ -247,12 +212,7 @@ fn show_header(out: &mut String, header: Option<ResponseHeader>) {
 
 fn show_range(out: &mut String, response: &RangeResponse) {
     show_header(out, response.header);
-    let _ = write!(
-        out,
-        " count={}{}",
-        response.count,
-        if response.more { " more" } else { "" }
-    );
+    let _ = write!(out, " count={}{}", response.count, if response.more { " more" } else { "" });
     response.kvs.iter().for_each(|kv| show_kv(out, kv));
 }
 
@@ -272,11 +232,7 @@ fn show_delete(out: &mut String, response: &DeleteRangeResponse) {
 
 fn show_txn(out: &mut String, response: &TxnResponse) {
     show_header(out, response.header);
-    out.push_str(if response.succeeded {
-        " then ("
-    } else {
-        " else ("
-    });
+    out.push_str(if response.succeeded { " then (" } else { " else (" });
     for (at, op) in response.responses.iter().enumerate() {
         out.push_str(if at > 0 { " , " } else { " " });
         match op.response.as_ref().unwrap() {
@@ -308,21 +264,13 @@ pub(super) fn show(answer: Result<Written, KvError>) -> String {
 
 impl Bench {
     fn values(&self) -> Values<'_> {
-        Values {
-            cache: &self.replica.cache,
-            connection: Some(&self.connection),
-            committed: true,
-        }
+        Values { cache: &self.replica.cache, connection: Some(&self.connection), committed: true }
     }
 
     /// As a reader sees it.
     pub(super) fn get(&self, request: &RangeRequest) -> Result<RangeResponse, KvError> {
         check::range(request)?;
-        refused(view::range(
-            &self.replica.state().contents,
-            self.values(),
-            request,
-        ))
+        refused(view::range(&self.replica.state().contents, self.values(), request))
     }
 
     /// Executes a command and shows the answer. Txns that only read go the way that [`crate::kv::Store`] sends them.
@@ -339,9 +287,8 @@ impl Bench {
             Command::Write(Write::Txn(request)) if check::is_readonly(&request) => {
                 let checked = check::txn(&request, self.options.max_txn_ops);
                 let state = self.replica.state();
-                let answer = checked.and_then(|()| {
-                    refused(view::readonly_txn(&state.contents, self.values(), &request))
-                });
+                let answer =
+                    checked.and_then(|()| refused(view::readonly_txn(&state.contents, self.values(), &request)));
                 show(answer.map(Written::Txn))
             }
             Command::Write(request) => {
@@ -365,10 +312,7 @@ fn refused<T>(result: Result<T, Fault>) -> Result<T, KvError> {
 /// Commands with the answers that the script has for them.
 fn commands(script: &str) -> Vec<(String, String)> {
     let mut commands: Vec<(String, String)> = Vec::new();
-    for line in script
-        .lines()
-        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
-    {
+    for line in script.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         match line.strip_prefix("    ") {
             Some(answer) => commands.last_mut().unwrap().1 = answer.to_owned(),
             None => commands.push((line.to_owned(), String::new())),
@@ -398,10 +342,7 @@ fn run_script(name: &str, script: &str) {
                 let _ = writeln!(out, "    {}", answers.next().unwrap());
             }
         }
-        let path = format!(
-            "{}/src/kv/tests/scripts/{name}.txt",
-            env!("CARGO_MANIFEST_DIR")
-        );
+        let path = format!("{}/src/kv/tests/scripts/{name}.txt", env!("CARGO_MANIFEST_DIR"));
         std::fs::write(path, out).unwrap();
     }
 }
@@ -414,10 +355,7 @@ fn scripts_named_by_the_environment() {
     };
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        run_script(
-            &path.display().to_string(),
-            &std::fs::read_to_string(&path).unwrap(),
-        );
+        run_script(&path.display().to_string(), &std::fs::read_to_string(&path).unwrap());
     }
 }
 

@@ -18,18 +18,12 @@ fn key(n: usize) -> Bytes {
 }
 
 fn put(n: usize) -> PutRequest {
-    PutRequest {
-        key: key(n),
-        value: vec![n as u8; 300].into(),
-        ..PutRequest::default()
-    }
+    PutRequest { key: key(n), value: vec![n as u8; 300].into(), ..PutRequest::default() }
 }
 
 /// As kube-apiserver updates an object.
 fn update(n: usize, mod_revision: i64) -> TxnRequest {
-    let op = |request| RequestOp {
-        request: Some(request),
-    };
+    let op = |request| RequestOp { request: Some(request) };
     TxnRequest {
         compare: vec![Compare {
             result: CompareResult::Equal as i32,
@@ -39,20 +33,13 @@ fn update(n: usize, mod_revision: i64) -> TxnRequest {
             ..Compare::default()
         }],
         success: vec![op(Request::RequestPut(put(n)))],
-        failure: vec![op(Request::RequestRange(RangeRequest {
-            key: key(n),
-            ..RangeRequest::default()
-        }))],
+        failure: vec![op(Request::RequestRange(RangeRequest { key: key(n), ..RangeRequest::default() }))],
     }
 }
 
 fn report(what: &str, operations: usize, start: Instant) {
     let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "{what}: {:.2} us, {:.0}/s",
-        seconds * 1e6 / operations as f64,
-        operations as f64 / seconds
-    );
+    println!("{what}: {:.2} us, {:.0}/s", seconds * 1e6 / operations as f64, operations as f64 / seconds);
 }
 
 /// Runs requests `GROUP` at a time in one SQL transaction, so that COMMIT counts little; the sidecars of each group.
@@ -66,12 +53,9 @@ fn run(bench: &mut Bench, requests: impl Iterator<Item = Write>) -> Vec<Vec<Byte
             groups.push(Vec::with_capacity(GROUP));
         }
         let size = request.message_bytes();
-        let done = bench.writer.run(
-            &bench.connection,
-            &bench.replica.cache,
-            size,
-            |transaction| request.execute(transaction, &options),
-        );
+        let done = bench
+            .writer
+            .run(&bench.connection, &bench.replica.cache, size, |transaction| request.execute(transaction, &options));
         groups.last_mut().unwrap().extend(done.unwrap().1);
     }
     bench.connection.execute_batch("COMMIT").unwrap();
@@ -123,12 +107,7 @@ fn speed() {
 
     let start = Instant::now();
     for n in 0..OPERATIONS {
-        bench
-            .get(&RangeRequest {
-                key: key(n),
-                ..RangeRequest::default()
-            })
-            .unwrap();
+        bench.get(&RangeRequest { key: key(n), ..RangeRequest::default() }).unwrap();
     }
     report("get", OPERATIONS, start);
     let all = |limit, revision| RangeRequest {
@@ -142,17 +121,8 @@ fn speed() {
     for (what, request) in [
         ("list of 500 and the count", all(500, 0)),
         ("the same, 1000 revisions ago", all(500, revision - 1000)),
-        (
-            "the same, 100000 revisions ago",
-            all(500, revision - 100_000),
-        ),
-        (
-            "count alone",
-            RangeRequest {
-                count_only: true,
-                ..all(0, 0)
-            },
-        ),
+        ("the same, 100000 revisions ago", all(500, revision - 100_000)),
+        ("count alone", RangeRequest { count_only: true, ..all(0, 0) }),
     ] {
         let start = Instant::now();
         for _ in 0..pages {
@@ -169,4 +139,34 @@ fn speed() {
     let start = Instant::now();
     let garbage = bench.remove(512);
     report("removal, for each row", garbage, start);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn speed_of_the_store() {
+    const TASKS: usize = 64;
+    const EACH: usize = 1500;
+    let store = super::store::start(crate::kv::StoreOptions::default()).await;
+    for what in ["put, new key", "put", "get"] {
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    for n in 0..EACH {
+                        let n = task * EACH + n;
+                        if what == "get" {
+                            store.range(RangeRequest { key: key(n), ..RangeRequest::default() }).await.unwrap();
+                        } else {
+                            store.put(put(n)).await.unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        report(&format!("store: {what}"), TASKS * EACH, start);
+    }
 }

@@ -1,11 +1,12 @@
 //! A server for a test, and clients of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -22,31 +23,39 @@ use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::{PutRequest, RangeRequest, WatchRequest, WatchResponse};
 use crate::server::{ServerOptions, TlsOptions};
-use raft_sqlite::{Leadership, Node, NodeConfig, NodeId};
+use raft_sqlite::{Leadership, Node, NodeConfig};
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server that runs.
 pub struct Running {
-    node: Node,
+    pub node: Node,
     lessor: Arc<Lessor>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     channel: Channel,
+    /// What the server is told of who leads; the node itself leads all the time.
+    leadership: watch::Sender<Leadership>,
     stop: oneshot::Sender<()>,
     serving: tokio::task::JoinHandle<()>,
+    _data: tempfile::TempDir,
 }
 
-/// The only place where a node is made.
-async fn node(store: &Store) -> Node {
-    let config = NodeConfig {
-        name: "one".into(),
-        client_urls: vec!["http://127.0.0.1:2379".into()],
-        peer_urls: vec!["http://127.0.0.1:2380".into()],
-    };
-    let node = Node::builder(config).observer(store.observer()).handler("etcd", store.handler()).start().await.unwrap();
+/// The only place where a node is made: one that leads a cluster of one.
+async fn node(store: &Store) -> (Node, tempfile::TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let mut config = NodeConfig::single(data.path());
+    config.name = "default".into();
+    config.advertise_client_urls = vec!["http://127.0.0.1:2379".into()];
+    config.heartbeat_interval = Duration::from_millis(20);
+    config.election_timeout = Duration::from_millis(100);
+    let builder = Node::builder(config).observer(store.observer()).handler("etcd", store.handler());
+    let node = builder.start().await.unwrap();
     store.attach(node.clone());
-    node
+    let mut leadership = node.leadership();
+    let leading = leadership.wait_for(|leadership| leadership.writable_here);
+    tokio::time::timeout(PATIENCE, leading).await.expect("a node alone comes to lead").unwrap();
+    (node, data)
 }
 
 pub async fn start() -> Running {
@@ -64,11 +73,12 @@ pub async fn start_tls() -> Running {
 
 pub async fn start_with(options: ServerOptions) -> Running {
     let store = Store::new(StoreOptions { min_lease_ttl_seconds: 1, ..StoreOptions::default() });
-    let node = node(&store).await;
+    let (node, data) = node(&store).await;
+    let leadership = watch::Sender::new(node.leadership().borrow().clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tls = options.tls.is_some();
-    let server = Server::new(node.clone(), store, options);
+    let server = Server::following(node.clone(), store, options, leadership.subscribe());
     let lessor = server.lessor().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(async move {
@@ -85,7 +95,7 @@ pub async fn start_with(options: ServerOptions) -> Running {
         Endpoint::from_shared(format!("http://{address}")).unwrap()
     };
     let channel = endpoint.connect().await.unwrap();
-    Running { node, lessor, address, channel, stop, serving }
+    Running { node, lessor, address, channel, leadership, stop, serving, _data: data }
 }
 
 pub fn put(key: &str, value: &str) -> PutRequest {
@@ -140,11 +150,18 @@ impl Running {
     }
 
     pub fn lose_leader(&self) {
-        self.node.set_leadership(Leadership { term: 1, leader: None, writable_here: false });
+        self.leadership.send_modify(|leadership| {
+            leadership.leader = None;
+            leadership.writable_here = false;
+        });
     }
 
     pub fn regain_leader(&self) {
-        self.node.set_leadership(Leadership { term: 2, leader: Some(NodeId(1)), writable_here: true });
+        self.leadership.send_modify(|leadership| {
+            leadership.term += 1;
+            leadership.leader = Some(self.node.id());
+            leadership.writable_here = true;
+        });
     }
 
     /// Waits for something that cannot be waited for otherwise.
@@ -157,11 +174,15 @@ impl Running {
         tokio::time::timeout(PATIENCE, waiting).await.expect("what must happen has happened");
     }
 
-    pub fn stop(self) -> impl Future<Output = ()> {
-        let Running { stop, serving, channel, .. } = self;
+    /// The server stops; the future is ready when it has. Returns what must outlive it.
+    pub fn stop(self) -> impl Future<Output = tempfile::TempDir> {
+        let Running { stop, serving, channel, _data, .. } = self;
         drop(channel);
         let _ = stop.send(());
-        async { tokio::time::timeout(PATIENCE, serving).await.expect("the server stops").unwrap() }
+        async move {
+            tokio::time::timeout(PATIENCE, serving).await.expect("the server stops").unwrap();
+            _data
+        }
     }
 
     pub async fn get(&self, path: &str) -> (u16, String) {
