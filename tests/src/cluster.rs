@@ -32,6 +32,7 @@ pub fn program() -> Result<PathBuf> {
 }
 
 /// One node of a cluster.
+#[derive(Debug)]
 pub struct ServerNode {
     /// Its name.
     pub name: String,
@@ -47,6 +48,7 @@ pub struct ServerNode {
 }
 
 /// A cluster; its processes end when this is dropped.
+#[derive(Debug)]
 pub struct Cluster {
     /// The nodes, in the order of their names.
     pub nodes: Vec<ServerNode>,

@@ -12,10 +12,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The system's allocator keeps a heap a thread and gives little back; this one needs less memory and time under our load.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Something went wrong; the exit code says of which kind.
 #[derive(Debug)]
 struct Failure {

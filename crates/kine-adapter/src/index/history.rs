@@ -75,8 +75,8 @@ impl Drop for History {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ValueId;
     use super::*;
-    use crate::kv::ValueId;
 
     fn record(revision: i64) -> Record {
         Record { create_revision: 1, mod_revision: revision, version: 1, lease: 0, value_id: ValueId(revision) }

@@ -6,9 +6,13 @@
 use super::history::History;
 use super::range::{KeyRange, RangeEnd};
 use super::tree::{Item, Subtree, Summary, Tree, Visitor};
-use crate::kv::ValueId;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+
+/// Where a value is stored: the row of `rev`. Given out in ascending order, never again to another value once
+/// committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ValueId(pub i64);
 
 /// One state of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

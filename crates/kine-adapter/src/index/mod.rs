@@ -15,8 +15,8 @@ mod keys;
 mod range;
 pub(crate) mod tree;
 
-pub use keys::Record;
 pub(crate) use keys::{KeyEntry, KeyIndex};
+pub use keys::{Record, ValueId};
 pub use range::{KeyRange, RangeEnd};
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The key index against a model that keeps every state of every key in plain maps.
 
+use super::ValueId;
 use super::*;
-use crate::kv::ValueId;
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -40,10 +40,7 @@ pub use route::DATABASE;
 pub use state::State;
 pub use store::{Store, StoreOptions};
 
-/// Where a value is stored: the row of `rev`. Given out in ascending order, never again to another value once
-/// committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct ValueId(pub i64);
+pub use crate::index::ValueId;
 
 /// A lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

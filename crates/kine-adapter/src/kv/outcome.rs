@@ -1,6 +1,6 @@
 //! What raft-sqlite's errors mean here: the one place that knows both.
 
-use super::writer::Refusal;
+use super::writer::{Refusal, from_sql};
 use crate::error::KvError;
 use raft_sqlite::{CallError, ReadError, WriteError};
 
@@ -17,8 +17,9 @@ pub(super) enum Failed {
 
 pub(super) fn of_write(error: WriteError<Refusal>) -> Failed {
     match error {
-        WriteError::NotLeader { .. } | WriteError::Rejected(_) => Failed::TryLater,
-        WriteError::Sql(error) => Failed::For(KvError::Internal(error.to_string())),
+        WriteError::NotLeader { .. } => Failed::TryLater,
+        WriteError::Rejected(reason) => Failed::For(KvError::Internal(reason)),
+        WriteError::Sql(error) => Failed::For(from_sql(&error)),
         WriteError::Overloaded => Failed::For(KvError::TooManyRequests),
         WriteError::TooLarge { .. } => Failed::For(KvError::RequestTooLarge),
         WriteError::DiskFull => Failed::For(KvError::NoSpace),
@@ -45,6 +46,11 @@ pub(super) fn of_call(error: CallError) -> Failed {
             error => Failed::For(error),
         },
     }
+}
+
+/// Whether a read found no database: nothing has ever been written.
+pub(super) fn is_absent(error: &ReadError) -> bool {
+    matches!(error, ReadError::NoSuchDatabase(_))
 }
 
 pub(super) fn of_read(error: ReadError) -> KvError {

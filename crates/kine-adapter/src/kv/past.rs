@@ -98,12 +98,12 @@ pub(super) fn newest(
 }
 
 /// Events of a range; see [`super::Store::events_from_tables`]. `contents` is a committed state that is not newer than
-/// what the connection sees.
+/// what the connection sees. Without a connection, because nothing has ever been written, there are none.
 ///
 /// # Errors
 /// `Compacted`, as the connection sees it.
 pub(super) fn between(
-    connection: &Connection,
+    connection: Option<&Connection>,
     contents: &Contents,
     range: &KeyRange,
     revisions: (i64, i64),
@@ -111,7 +111,8 @@ pub(super) fn between(
 ) -> Result<PastEvents, Fault> {
     let (start, end) = (revisions.0, revisions.1.min(contents.revision));
     let mut past = PastEvents { batches: Vec::new(), complete_to: end };
-    if start > end || schema::layout(connection).map_err(damaged)? == 0 {
+    let Some(connection) = connection.filter(|_| start <= end) else { return Ok(past) };
+    if schema::layout(connection).map_err(damaged)? == 0 {
         return Ok(past);
     }
     let compacted = schema::number(connection, schema::COMPACT_REVISION, [])?.unwrap_or(-1);

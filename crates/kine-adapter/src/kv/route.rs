@@ -197,7 +197,8 @@ impl Inner {
     /// Runs a request on the leader's writer, wherever that is.
     async fn execute(self: &Arc<Inner>, request: &Arc<Write>) -> Result<Written, Failed> {
         match self.execute_here(request).await {
-            Err(Failed::TryLater) => {}
+            // Without a leader there is nobody to wait for within a call that may or may not be sent.
+            Err(Failed::TryLater) if self.node().leadership().borrow().leader.is_some() => {}
             done => return done,
         }
         let answer = self.node().call_leader(DATABASE, request.encode()).await.map_err(outcome::of_call)?;
@@ -273,7 +274,14 @@ impl Inner {
             let done = self.database().read(move |connection, _| {
                 run(&on, Values { cache: &inner.replica.cache, connection: Some(connection), committed: true })
             });
-            match done.await.map_err(outcome::of_read)? {
+            let done = match done.await {
+                // Nothing has ever been written, so there is no value to be read.
+                Err(error) if outcome::is_absent(&error) => {
+                    read(&state, Values { cache: &self.replica.cache, connection: None, committed: true })
+                }
+                done => done.map_err(outcome::of_read)?,
+            };
+            match done {
                 Ok(answer) => return Ok(answer),
                 Err(Fault::Refused(error)) => return Err(error),
                 Err(Fault::Sql(error)) => return Err(from_sql(&error)),

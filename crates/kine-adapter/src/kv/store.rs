@@ -3,7 +3,7 @@
 use super::outcome::Failed;
 use super::request::{Write, Written};
 use super::route::Inner;
-use super::view::{self, Fault, Values};
+use super::view::{self, Values};
 use super::{Event, EventSink, PastEvents, RecentEvents, State, check, past, removal};
 use crate::error::KvError;
 use crate::index::KeyRange;
@@ -295,8 +295,7 @@ impl Store {
     ) -> Result<PastEvents, KvError> {
         let (range, state) = (range.clone(), self.state());
         let read = move |state: &State, values: Values<'_>| {
-            let connection = values.connection.ok_or(Fault::NotCached)?;
-            past::between(connection, &state.contents, &range, (start_revision, up_to_revision), limit)
+            past::between(values.connection, &state.contents, &range, (start_revision, up_to_revision), limit)
         };
         self.inner.read(state, true, false, read).await
     }

@@ -69,10 +69,7 @@ impl Database {
         Err(WriteError::Rejected(format!("database {:?} was dropped at the same moment", self.name)))
     }
 
-    async fn finish<T, E>(
-        &self,
-        reply: oneshot::Receiver<JobReply<T, E>>,
-    ) -> Result<T, WriteError<E>> {
+    async fn finish<T, E>(&self, reply: oneshot::Receiver<JobReply<T, E>>) -> Result<T, WriteError<E>> {
         let leader = self.node.inner.leadership.borrow().leader;
         let (result, outcome) = reply.await.map_err(|_| WriteError::Fatal("the writer has ended".into()))?;
         match outcome {

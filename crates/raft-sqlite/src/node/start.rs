@@ -101,8 +101,10 @@ impl NodeBuilder {
             (None, Some(configured)) => configured,
             (None, None) => identity_from_contacts(&config).await?,
         };
-        let log =
-            Log::open(&config.data_dir.join("log"), &LogOptions { sync: config.log_sync, cache_bytes: LOG_CACHE_BYTES, ..LogOptions::default() })?;
+        let log = Log::open(
+            &config.data_dir.join("log"),
+            &LogOptions { sync: config.log_sync, cache_bytes: LOG_CACHE_BYTES, ..LogOptions::default() },
+        )?;
         if fresh {
             identity.write(&config.data_dir)?;
         }
@@ -251,9 +253,8 @@ fn serve_peers(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = tonic::service::interceptor::InterceptedService::new(service, identity);
-    let mut server = Server::builder()
-        .initial_stream_window_size(8 * 1024 * 1024)
-        .initial_connection_window_size(16 * 1024 * 1024);
+    let mut server =
+        Server::builder().initial_stream_window_size(8 * 1024 * 1024).initial_connection_window_size(16 * 1024 * 1024);
     if let Some(tls) = &node.config.peer_tls {
         let tls = ServerTlsConfig::new()
             .identity(TlsIdentity::from_pem(&tls.certificate_pem, &tls.key_pem))

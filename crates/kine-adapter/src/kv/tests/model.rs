@@ -150,7 +150,7 @@ proptest! {
                     if bench.held.is_none() {
                         let compacted = state.compact_revision();
                         let past = past::between(
-                            &bench.connection, &state.contents, &KeyRange::all(), (seen + 1, i64::MAX), usize::MAX,
+                            Some(&bench.connection), &state.contents, &KeyRange::all(), (seen + 1, i64::MAX), usize::MAX,
                         );
                         match past {
                             Ok(past) => {

@@ -131,7 +131,8 @@ fn events_from_the_tables_keep_revisions_whole_and_say_how_far_they_go() {
     }
     let state = bench.replica.state();
     let b = KeyRange::new("b".into(), "c".into());
-    let read = |start, end, limit| past::between(&bench.connection, &state.contents, &b, (start, end), limit).unwrap();
+    let read =
+        |start, end, limit| past::between(Some(&bench.connection), &state.contents, &b, (start, end), limit).unwrap();
     let (mut start, mut found) = (2, Vec::new());
     while start <= 21 {
         let past = read(start, 21, 3);
@@ -146,9 +147,9 @@ fn events_from_the_tables_keep_revisions_whole_and_say_how_far_they_go() {
     assert_eq!(read(0, 2, 100).batches.len(), 1);
     bench.write(&write("compact 10")).unwrap();
     let state = bench.replica.state();
-    let old = past::between(&bench.connection, &state.contents, &b, (9, 21), 100);
+    let old = past::between(Some(&bench.connection), &state.contents, &b, (9, 21), 100);
     assert!(matches!(old, Err(Fault::Refused(KvError::Compacted))));
-    assert!(past::between(&bench.connection, &state.contents, &b, (10, 21), 100).is_ok());
+    assert!(past::between(Some(&bench.connection), &state.contents, &b, (10, 21), 100).is_ok());
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn speed() {
 async fn speed_of_the_store() {
     const TASKS: usize = 64;
     const EACH: usize = 1500;
-    let store = super::store::start(crate::kv::StoreOptions::default()).await;
+    let (store, _directory) = super::store::start(crate::kv::StoreOptions::default()).await;
     for what in ["put, new key", "put", "get"] {
         let start = Instant::now();
         let tasks: Vec<_> = (0..TASKS)
