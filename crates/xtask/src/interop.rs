@@ -41,6 +41,12 @@ pub fn run(client: Client, oracle: bool) -> Result<()> {
     Ok(())
 }
 
+/// What `cargo test --workspace` needs beside cargo.
+pub fn install() -> Result<()> {
+    install::debian("etcdctl", "etcd-client")?;
+    need_go()
+}
+
 /// Kills nodes under writes.
 pub fn fault(seconds: u64, seed: Option<u64>) -> Result<()> {
     let seconds = seconds.to_string();

@@ -217,8 +217,6 @@ impl Inner {
         let attempts = async {
             let mut immediate = 0;
             loop {
-                let mut leadership = self.node().leadership();
-                leadership.mark_unchanged();
                 under_way.store(true, Ordering::Relaxed);
                 let done = self.execute(&request).await;
                 match done {
@@ -231,6 +229,8 @@ impl Inner {
                     Err(Failed::TryAgain) if immediate < MAX_IMMEDIATE_RETRIES => immediate += 1,
                     Err(Failed::TryAgain | Failed::TryLater) => {
                         under_way.store(false, Ordering::Relaxed);
+                        let mut leadership = self.node().leadership();
+                        leadership.mark_unchanged();
                         let _ = tokio::time::timeout(RETRY_PAUSE, leadership.changed()).await;
                     }
                 }

@@ -1,6 +1,6 @@
 //! The types openraft is instantiated with, and their bytes in the log.
 //!
-//! A log entry is (term, index, kind, payload). Kinds: 0 blank (no payload), 1 a [`Command`] (its own encoding), 2 a membership
+//! A log entry is (term, index, kind, payload). Kinds: 0 blank (no payload), 1 a command (its own encoding), 2 a membership
 //! (JSON: small, rare, and readable in a hex dump). docs/formats.md, "Log entries".
 
 use std::collections::{BTreeMap, BTreeSet};

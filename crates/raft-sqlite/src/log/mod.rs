@@ -79,7 +79,7 @@ pub struct Entry {
     pub id: EntryId,
     /// What the payload is; opaque to the log.
     pub kind: u8,
-    /// Opaque to the log; at most [`MAX_PAYLOAD_BYTES`].
+    /// Opaque to the log; at most `record::MAX_PAYLOAD_BYTES`.
     pub payload: Bytes,
 }
 

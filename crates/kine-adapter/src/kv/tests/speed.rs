@@ -169,4 +169,25 @@ async fn speed_of_the_store() {
         }
         report(&format!("store: {what}"), TASKS * EACH, start);
     }
+    let revision = store.state().revision();
+    let start = Instant::now();
+    let compaction = store.compact(crate::proto::etcdserverpb::CompactionRequest { revision, physical: true });
+    let mut compaction = std::pin::pin!(compaction);
+    let (mut slowest, mut puts) = (std::time::Duration::ZERO, 0);
+    loop {
+        let one = Instant::now();
+        let request = store.put(put(puts));
+        match futures_util::future::select(&mut compaction, std::pin::pin!(request)).await {
+            futures_util::future::Either::Left((done, request)) => {
+                done.unwrap();
+                request.await.unwrap();
+                break;
+            }
+            futures_util::future::Either::Right((done, _)) => done.unwrap(),
+        };
+        slowest = slowest.max(one.elapsed());
+        puts += 1;
+    }
+    report("store: compaction, for each row removed", TASKS * EACH, start);
+    println!("  meanwhile {puts} puts one after the other, the slowest took {slowest:?}");
 }
