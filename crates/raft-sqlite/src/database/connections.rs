@@ -112,12 +112,20 @@ impl Reader {
     }
 
     /// Ends it.
+    ///
+    /// # Errors
+    /// [`DatabaseError::ReaderTooOld`]: something that was read in it failed because it had lasted too long.
     pub fn end(&self) -> Result<(), DatabaseError> {
-        Ok(self.connection.end()?)
+        self.connection.end()?;
+        match self.connection.too_old() {
+            Some(max_age) => Err(DatabaseError::ReaderTooOld { max_age }),
+            None => Ok(()),
+        }
     }
 
-    /// False once a snapshot has replaced the database: this connection goes on seeing the old one.
+    /// False: not for another caller. Either a snapshot has replaced the database, and this connection goes on seeing the old one, or
+    /// a caller has left something on it (a temporary object, an attached database, a PRAGMA).
     pub fn is_current(&self) -> bool {
-        self.replica.is_current(&self.store)
+        self.replica.is_current(&self.store) && !self.connection.is_touched()
     }
 }

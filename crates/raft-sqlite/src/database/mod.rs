@@ -1,10 +1,11 @@
 //! One database on this node: its replica, the writer thread on the leader, readers, checkpoints.
 //!
 //! - [`replica`]: the verbs between SQLite and Raft: capture and seal, apply, commit, discard, checkpoint, install;
-//! - [`mark`], [`checkpoint_wal`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
+//! - [`checkpoint`], [`checkpoint_wal`], [`mark`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
 //! - [`job`], [`writer_thread`], [`pipeline`]: callers' transactions, grouped and proposed;
 //! - [`reader_pool`]: threads that read.
 
+mod checkpoint;
 pub(crate) mod checkpoint_wal;
 mod connections;
 pub(crate) mod job;
@@ -22,6 +23,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use connections::{Reader, Writer};
+
+use crate::error::ErrorClass;
 
 /// What goes wrong with a database's files or connections.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,12 @@ pub enum DatabaseError {
     /// A PageSet was not applied.
     #[error(transparent)]
     Apply(#[from] replica::ApplyError),
+    /// A reader held its version for too long, and the images it needs are gone. Begin a new transaction.
+    #[error("the reader has held its version for longer than {} s: end long reads, or raise the bound", max_age.as_secs())]
+    ReaderTooOld {
+        /// The bound.
+        max_age: std::time::Duration,
+    },
     /// The writer is open already, or its thread has ended.
     #[error("the writer is not available")]
     Closed,
@@ -75,6 +84,20 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
+    /// What became of the call.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            DatabaseError::Io { .. } | DatabaseError::ReaderTooOld { .. } | DatabaseError::Closed => {
+                ErrorClass::Retryable
+            }
+            DatabaseError::Sql(_) => ErrorClass::Rejected,
+            DatabaseError::Apply(error) => error.class(),
+            DatabaseError::Damaged { .. } | DatabaseError::NewerFormat { .. } | DatabaseError::Internal(_) => {
+                ErrorClass::Fatal
+            }
+        }
+    }
+
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         DatabaseError::Io { path: path.to_owned(), source }
     }

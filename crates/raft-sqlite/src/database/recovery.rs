@@ -1,7 +1,7 @@
 //! Putting a database's files in order: after a crash in a checkpoint or in an install, and the install itself.
 //!
 //! ```text
-//! install:  NAME.sqlite.new ◄─ the received file        crash before NAME.applied.new is complete: the old state stands
+//! install:  NAME.sqlite.new ◄─ the received file        until NAME.applied.new is complete: the old state stands
 //!           NAME.applied.new  (synced: from here the new state stands)
 //!           NAME.sqlite-wal removed, .new files renamed over the old ones
 //! ```
@@ -94,7 +94,8 @@ pub(crate) fn recover(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, Datab
     })
 }
 
-fn open(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, DatabaseError> {
+/// Opens a file, making it if it is not there.
+pub(super) fn open(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, DatabaseError> {
     match disk.open(path, true) {
         Ok(Some(file)) => Ok(file),
         Ok(None) => Err(DatabaseError::io(path, io::ErrorKind::NotFound.into())),
@@ -171,22 +172,26 @@ pub(crate) fn hash_file(file: &dyn DiskFile, page_size: PageSize, page_count: u3
     Ok(hash)
 }
 
-/// Replaces a database by the complete, synced file at `received` (same file system). On disk when it returns.
-pub(crate) fn install(
+/// Puts the complete SQLite file at `received` (same file system) beside the database, with a mark that makes it stand: [`recover`]
+/// then takes it over.
+///
+/// # Errors
+/// The old state stands, once [`abandon_install`] has taken away what is left.
+pub(crate) fn prepare_install(
     disk: &dyn Disk,
     paths: &Paths,
     received: &Path,
     sequence: u64,
     mark: &AppliedMark,
-) -> Result<Recovered, DatabaseError> {
+) -> Result<(), DatabaseError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |error| DatabaseError::io(&path, error)
     };
-    let file = open(disk, received)?;
+    let Some(file) = disk.open(received, false).map_err(io(received))? else {
+        return Err(DatabaseError::io(received, io::ErrorKind::NotFound.into()));
+    };
     file.sync().map_err(io(received))?;
-    let mut header = [0; 100];
-    file.read_at(&mut header, 0).map_err(io(received))?;
     let probe = Paths { database: received.to_owned(), ..paths.clone() };
     let (page_count, page_size) = measure(&*file, &probe, true)?;
     let page_size =
@@ -200,14 +205,23 @@ pub(crate) fn install(
         });
     }
     drop(file);
+    // No mark of an earlier attempt may meet the new file.
+    abandon_install(disk, paths)?;
     disk.rename(received, &paths.new_database).map_err(io(&paths.new_database))?;
     disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-    disk.remove(&paths.new_applied).map_err(io(&paths.new_applied))?;
     let applied = open(disk, &paths.new_applied)?;
     mark::write(&*applied, sequence, mark).map_err(io(&paths.new_applied))?;
     drop(applied);
-    disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-    recover(disk, paths)
+    disk.sync_folder(&paths.folder).map_err(io(&paths.folder))
+}
+
+/// Removes what an install that came to nothing has left, the mark first.
+pub(crate) fn abandon_install(disk: &dyn Disk, paths: &Paths) -> Result<(), DatabaseError> {
+    for path in [&paths.new_applied, &paths.new_database] {
+        disk.remove(path).map_err(|error| DatabaseError::io(path, error))?;
+        disk.sync_folder(&paths.folder).map_err(|error| DatabaseError::io(&paths.folder, error))?;
+    }
+    Ok(())
 }
 
 fn finish_install(disk: &dyn Disk, paths: &Paths) -> Result<(), DatabaseError> {
@@ -216,8 +230,7 @@ fn finish_install(disk: &dyn Disk, paths: &Paths) -> Result<(), DatabaseError> {
         move |error| DatabaseError::io(&path, error)
     };
     if mark::read(disk, &paths.new_applied)?.is_none() {
-        disk.remove(&paths.new_applied).map_err(io(&paths.new_applied))?;
-        return disk.remove(&paths.new_database).map_err(io(&paths.new_database));
+        return abandon_install(disk, paths);
     }
     disk.remove(&paths.wal).map_err(io(&paths.wal))?;
     if disk.open(&paths.new_database, false).map_err(io(&paths.new_database))?.is_some() {

@@ -13,22 +13,27 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::checkpoint::{Files, Install, page_error};
 pub(crate) use super::mark::AppliedMark;
 pub use super::mark::LogPosition;
 use super::recovery::{self, Paths, Recovered};
-use super::{DatabaseError, Reader, Writer, checkpoint_wal, mark};
+use super::{DatabaseError, Reader, Writer};
+use crate::error::ErrorClass;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
-use crate::page::source::{Disk, DiskFile, SystemDisk};
-use crate::page::store::{PageError, PageStore, Pin};
+use crate::page::source::{Disk, SystemDisk};
+use crate::page::store::{PageStore, Pin};
 use crate::page::{FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page};
 use crate::vfs::capture::Capture;
+
+/// Largest bound for a transaction, in bytes of page images: with the rest of its group it still fits a PageSet.
+const MAX_TRANSACTION_BYTES: usize = 512 * 1024 * 1024;
 
 /// How a replica is set up.
 #[derive(Clone)]
 pub(crate) struct ReplicaOptions {
-    /// Of databases that are made; an existing file keeps its own.
+    /// Of databases that are made here; an existing file keeps its own, and an empty database takes over its leader's.
     pub page_size: PageSize,
-    /// Largest transaction, in bytes of page images.
+    /// Largest transaction, in bytes of page images. More than 512 MiB count as that.
     pub max_transaction_bytes: usize,
     /// A reader that holds its version longer than this gets an error.
     pub max_reader_age: Duration,
@@ -79,6 +84,17 @@ pub enum ApplyError {
     Io(#[from] io::Error),
 }
 
+impl ApplyError {
+    /// What became of the PageSet. `Rejected`: on every node alike.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            ApplyError::BaseMismatch { .. } => ErrorClass::Rejected,
+            ApplyError::CapturedVersionsExist => ErrorClass::Retryable,
+            ApplyError::HashMismatch { .. } | ApplyError::Io(_) => ErrorClass::Fatal,
+        }
+    }
+}
+
 /// Figures about a replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReplicaStatistics {
@@ -103,12 +119,10 @@ struct Inner {
     files: Mutex<Files>,
     /// State hashes of sealed groups that are not committed, oldest first.
     captured: Mutex<VecDeque<(Version, StateHash)>>,
+    /// Held while a PageSet is applied, a writer is opened or a file installed: each of them begins at a committed version that must
+    /// not move under it.
+    verbs: Mutex<()>,
     writer_open: Arc<AtomicBool>,
-}
-
-struct Files {
-    database: Arc<dyn DiskFile>,
-    sequence: u64,
 }
 
 /// One database on this node; clones share it.
@@ -134,8 +148,8 @@ impl Replica {
         let paths = Paths::new(folder, name);
         let recovered = recovery::recover(&*options.disk, &paths)?;
         let mark = recovered.mark;
-        let files = Files { database: recovered.file.clone(), sequence: recovered.sequence };
-        let store = new_store(&recovered, &options);
+        let files = Files::new(&recovered);
+        let store = new_store(&recovered, &options).map_err(|error| DatabaseError::io(&paths.database, error))?;
         let inner = Inner {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
             paths,
@@ -143,6 +157,7 @@ impl Replica {
             store: RwLock::new(Arc::new(store)),
             files: Mutex::new(files),
             captured: Mutex::default(),
+            verbs: Mutex::default(),
             writer_open: Arc::default(),
         };
         Ok((Replica { inner: Arc::new(inner) }, mark))
@@ -175,11 +190,12 @@ impl Replica {
     /// # Errors
     /// [`DatabaseError::Closed`] when one is open already.
     pub fn open_writer(&self) -> Result<Writer, DatabaseError> {
+        let _verb = self.inner.verbs.lock();
         if self.inner.writer_open.swap(true, Ordering::SeqCst) {
             return Err(DatabaseError::Closed);
         }
-        let store = self.store();
-        let capture = Arc::new(Capture::new(store, self.inner.options.max_transaction_bytes));
+        let max_transaction_bytes = self.inner.options.max_transaction_bytes.min(MAX_TRANSACTION_BYTES);
+        let capture = Arc::new(Capture::new(self.store(), max_transaction_bytes));
         Writer::new(self.clone(), capture, self.inner.writer_open.clone())
     }
 
@@ -219,24 +235,31 @@ impl Replica {
     /// # Errors
     /// See [`ApplyError`].
     pub fn apply(&self, page_set: &[u8]) -> Result<Version, ApplyError> {
-        let store = self.store();
         let set = DecodedPageSet::decode(page_set)?;
-        let committed = store.committed();
+        let _verb = self.inner.verbs.lock();
+        let mut store = self.store();
+        let (committed, mut hash) = store.committed_state();
         if set.header.base != committed {
             return Err(ApplyError::BaseMismatch { base: set.header.base, committed });
         }
         if store.captured() != committed || self.inner.writer_open.load(Ordering::SeqCst) {
             return Err(ApplyError::CapturedVersionsExist);
         }
+        if set.header.page_size != store.page_size() && committed == Version::default() {
+            store = self.with_page_size(set.header.page_size);
+            hash = store.committed_state().1;
+        }
         if set.header.page_size != store.page_size() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a PageSet of another page size").into());
+            return Err(invalid("a PageSet of another page size than the database's").into());
         }
         let version = set.header.version;
         let base_count = store.page_count_at(committed)?;
-        let mut hash = store.committed_hash();
+        let page_count = set.header.page_count;
         let mut pages: Vec<(PageNumber, Page)> = Vec::new();
+        let mut grown = 0;
         set.for_each(|number, change| -> Result<(), ApplyError> {
             let old = if number.0 <= base_count { store.page_at(number, committed)? } else { None };
+            grown += u32::from(number.0 > base_count);
             let image = match (change, &old) {
                 (PageChange::Image(image), _) => Page::buffer_from(image),
                 (PageChange::Zeros, _) => Page::buffer(store.page_size()),
@@ -255,7 +278,10 @@ impl Replica {
             pages.push((number, page));
             Ok(())
         })?;
-        for cut in set.header.page_count + 1..=base_count {
+        if grown != page_count.saturating_sub(base_count) {
+            return Err(invalid("a PageSet without all the pages that the database grew by").into());
+        }
+        for cut in page_count + 1..=base_count {
             hash.subtract(store.page_at(PageNumber(cut), committed)?.map_or(0, |old| old.hash()));
         }
         if hash != set.header.state_hash {
@@ -264,8 +290,26 @@ impl Replica {
         let numbers = pages.iter().map(|(number, _)| *number).collect();
         store.put_applied(pages);
         store.record(version, numbers);
+        if !self.is_current(&store) {
+            *self.inner.store.write() = store.clone();
+        }
         store.commit(version, hash);
         Ok(version)
+    }
+
+    /// The empty database with another page size: this node was set up with one, and the first leader with another.
+    fn with_page_size(&self, page_size: PageSize) -> Arc<PageStore> {
+        let file = self.inner.files.lock().database.clone();
+        let store = PageStore::new(
+            page_size,
+            file,
+            0,
+            Version::default(),
+            StateHash::default(),
+            self.inner.options.max_reader_age,
+        );
+        store.put_first_page(&first_page(page_size));
+        Arc::new(store)
     }
 
     /// Pins the committed version.
@@ -278,68 +322,52 @@ impl Replica {
     /// # Errors
     /// I/O errors, such as a full disk: nothing is lost, and a later checkpoint does the work.
     pub fn checkpoint(&self, pinned: PinnedVersion, position: LogPosition) -> Result<(), DatabaseError> {
-        let Inner { paths, options, .. } = &*self.inner;
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DatabaseError::io(&path, error)
-        };
-        let mut files = self.inner.files.lock();
-        let PinnedVersion { pin } = pinned;
-        let store = pin.store().clone();
-        if !self.is_current(&store) {
-            // Installed over meanwhile.
+        let Inner { paths, options, files, .. } = &*self.inner;
+        let mut files = files.lock();
+        match files.install {
+            Install::None => {}
+            Install::Abandoned => {
+                recovery::abandon_install(&*options.disk, paths)?;
+                files.install = Install::None;
+            }
+            Install::Decided => self.open_installed(&mut files)?,
+        }
+        if !self.is_current(pinned.pin.store()) {
+            // Installed over meanwhile: the file is newer than the pin.
             return Ok(());
         }
-        let mark = AppliedMark { position, version: pin.version(), state_hash: pin.hash() };
-        let page_count = pin.page_count().map_err(|error| page_io(error, &paths.database))?;
-        let mut pages = store.changed_at(&pin);
-        pages.retain(|(number, _)| number.0 <= page_count);
-        if !pages.is_empty() {
-            let wal = open_for_writing(&*options.disk, &paths.wal)?;
-            let images = pages.iter().map(|(number, page)| (*number, page.bytes()));
-            checkpoint_wal::write(&*wal, store.page_size(), page_count, images, &mark).map_err(io(&paths.wal))?;
-            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-            // From here the file and its WAL are the database at this version, for us and for plain SQLite.
-            store
-                .preserve(pages.iter().map(|(number, _)| *number), page_count, pin.version())
-                .map_err(io(&paths.database))?;
-            let bytes = store.page_size().bytes() as u64;
-            for (number, page) in &pages {
-                files.database.write_at(page.bytes(), u64::from(number.0 - 1) * bytes).map_err(io(&paths.database))?;
-            }
-            files.database.set_length(u64::from(page_count) * bytes).map_err(io(&paths.database))?;
-            files.database.sync().map_err(io(&paths.database))?;
-        }
-        let applied = open_for_writing(&*options.disk, &paths.applied)?;
-        mark::write(&*applied, files.sequence + 1, &mark).map_err(io(&paths.applied))?;
-        files.sequence += 1;
-        if files.sequence == 1 {
-            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-        }
-        if !pages.is_empty() {
-            options.disk.remove(&paths.wal).map_err(io(&paths.wal))?;
-            options.disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
-        }
-        let version = pin.version();
-        drop(pin);
-        store.checkpointed(version, page_count, &pages);
-        Ok(())
+        files.checkpoint(&*options.disk, paths, pinned.pin, position)
     }
 
     /// Replaces everything by the complete SQLite file at `received`, whose state hash must be the mark's. The writer must be closed;
-    /// open readers go on with the old state.
+    /// open readers go on with the old state. On disk when it returns.
     ///
     /// # Errors
-    /// [`DatabaseError::Damaged`] when the file is not what the mark says; I/O errors. The old state stands then.
+    /// [`DatabaseError::Damaged`] when the file is not what the mark says: the old state stands. After I/O errors the old state is
+    /// served on; on disk either stands, and a later checkpoint, install or start brings both together.
     pub fn install(&self, received: &Path, mark: AppliedMark) -> Result<(), DatabaseError> {
+        let _verb = self.inner.verbs.lock();
         if self.inner.writer_open.load(Ordering::SeqCst) {
             return Err(DatabaseError::Internal("a snapshot cannot be installed while the writer is open".into()));
         }
         let mut files = self.inner.files.lock();
-        let disk = &*self.inner.options.disk;
-        let recovered = recovery::install(disk, &self.inner.paths, received, files.sequence + 1, &mark)?;
-        *files = Files { database: recovered.file.clone(), sequence: recovered.sequence };
-        *self.inner.store.write() = Arc::new(new_store(&recovered, &self.inner.options));
+        if files.install == Install::Decided {
+            self.open_installed(&mut files)?;
+        }
+        let Inner { paths, options, .. } = &*self.inner;
+        files.install = Install::Abandoned;
+        recovery::prepare_install(&*options.disk, paths, received, files.sequence + 1, &mark)?;
+        files.install = Install::Decided;
+        self.open_installed(&mut files)
+    }
+
+    /// The installed file stands on disk: takes it over.
+    fn open_installed(&self, files: &mut Files) -> Result<(), DatabaseError> {
+        let Inner { paths, options, .. } = &*self.inner;
+        let recovered = recovery::recover(&*options.disk, paths)?;
+        let store = new_store(&recovered, options).map_err(|error| DatabaseError::io(&paths.database, error))?;
+        *files = Files::new(&recovered);
+        *self.inner.store.write() = Arc::new(store);
         Ok(())
     }
 
@@ -381,30 +409,21 @@ impl Replica {
     }
 }
 
-fn open_for_writing(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, DatabaseError> {
-    match disk.open(path, true) {
-        Ok(Some(file)) => Ok(file),
-        Ok(None) => Err(DatabaseError::io(path, io::ErrorKind::NotFound.into())),
-        Err(error) => Err(DatabaseError::io(path, error)),
-    }
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> PageStore {
+fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> io::Result<PageStore> {
     let page_size = recovered.page_size.unwrap_or(options.page_size);
     let (version, hash) = recovered.mark.map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
     let store =
         PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.max_reader_age);
     if recovered.page_count == 0 {
         store.put_first_page(&first_page(page_size));
+    } else {
+        store.load_first_page()?;
     }
-    store
-}
-
-fn page_io(error: PageError, path: &Path) -> DatabaseError {
-    match error {
-        PageError::Io(error) => DatabaseError::io(path, error),
-        old @ PageError::TooOld(_) => DatabaseError::Internal(old.to_string()),
-    }
+    Ok(store)
 }
 
 impl PinnedVersion {
@@ -430,7 +449,7 @@ impl PinnedVersion {
         match self.pin.page(number) {
             Ok(Some(page)) => Ok(page),
             Ok(None) => Ok(Arc::new(Page::new(number, Version(0), Page::buffer(self.page_size())))),
-            Err(error) => Err(page_io(error, Path::new("a pinned version"))),
+            Err(error) => Err(page_error(error, Path::new("a pinned version"))),
         }
     }
 }

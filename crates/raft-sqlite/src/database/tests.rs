@@ -3,6 +3,7 @@
 mod crash;
 mod equality;
 mod limits;
+mod speed;
 
 use std::path::Path;
 

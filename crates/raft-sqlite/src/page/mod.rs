@@ -13,11 +13,38 @@ pub(crate) mod store;
 
 pub(crate) use image::Page;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// A page's number, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PageNumber(pub u32);
+
+/// Spreads page numbers over a hash table: they are dense and nobody's choice, so one multiplication does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PageNumberHasher(u64);
+
+impl Hasher for PageNumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // 2^64 divided by the golden ratio; the table looks at the low and at the highest bits.
+        let spread = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = spread ^ (spread >> 32);
+    }
+}
+
+/// A map from page numbers.
+pub(crate) type PageMap<T> = HashMap<u32, T, BuildHasherDefault<PageNumberHasher>>;
+/// A set of page numbers.
+pub(crate) type PageNumbers = HashSet<u32, BuildHasherDefault<PageNumberHasher>>;
 
 /// Bytes in a page: a power of two from 512 to 65,536.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

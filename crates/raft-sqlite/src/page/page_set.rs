@@ -15,7 +15,8 @@
 //!  .. u64  XXH3-64 of everything before
 //! ```
 //! Runs replace parts of the image that the base version has. Frame headers, salts and WAL checksums are no part of the state and
-//! are not carried.
+//! are not carried. Pages come in ascending order, each once, and every page that the database grew by is among them: so a PageSet
+//! says the same to whoever applies it, whatever lies in the base version's file behind its end.
 
 use std::io;
 
@@ -34,8 +35,12 @@ const KIND_ZEROS: u8 = 2;
 const WORD: usize = 8;
 /// Bodies shorter than this are not worth compressing.
 const MIN_COMPRESSED_BYTES: usize = 256;
-/// Largest body taken, uncompressed: bounds what a hostile peer can make us allocate.
+/// Largest body made or taken, uncompressed.
 const MAX_BODY_BYTES: usize = 1 << 30;
+/// An LZ4 block grows at most this much when it is decompressed: so a header cannot make us allocate much more than was sent.
+const MAX_LZ4_RATIO: usize = 255;
+/// Most pages in a database (SQLite's own limit).
+const MAX_PAGE_COUNT: u32 = u32::MAX - 1;
 
 /// Everything but the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +65,7 @@ impl PageSetEncoder {
         Self { body: BytesMut::new(), pages: 0 }
     }
 
-    /// Adds a page. `base`: the image that the base version has; None: it has none (zeros).
+    /// Adds a page; numbers ascend. `base`: the image that the base version has; None: it has none (zeros).
     pub fn page(&mut self, number: PageNumber, image: &[u8], base: Option<&[u8]>) {
         self.pages += 1;
         self.body.put_u32_le(number.0);
@@ -83,8 +88,17 @@ impl PageSetEncoder {
     }
 
     /// The bytes.
-    pub fn finish(self, header: PageSetHeader) -> Bytes {
-        let body_bytes = u32::try_from(self.body.len()).expect("invariant: a group is bounded");
+    ///
+    /// # Errors
+    /// `InvalidInput`: there is more in it than anybody would take.
+    pub fn finish(self, header: PageSetHeader) -> io::Result<Bytes> {
+        let body_bytes = self.body.len() as u32;
+        if self.body.len() > MAX_BODY_BYTES || header.page_count > MAX_PAGE_COUNT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a group of {} bytes, {} pages in the database: too large", self.body.len(), header.page_count),
+            ));
+        }
         let compressed = (self.body.len() >= MIN_COMPRESSED_BYTES)
             .then(|| lz4_flex::block::compress(&self.body))
             .filter(|compressed| compressed.len() < self.body.len());
@@ -104,7 +118,7 @@ impl PageSetEncoder {
         out.put_slice(body);
         let checksum = xxhash_rust::xxh3::xxh3_64(&out);
         out.put_u64_le(checksum);
-        out.freeze()
+        Ok(out.freeze())
     }
 }
 
@@ -191,7 +205,10 @@ impl DecodedPageSet {
         let body_bytes = head.get_u32_le() as usize;
         head.advance(4);
         let state_hash = StateHash(head.get_u128_le());
-        if base.0.checked_add(1) != Some(version.0) || page_count == 0 || body_bytes > MAX_BODY_BYTES {
+        if base.0.checked_add(1) != Some(version.0)
+            || !(1..=MAX_PAGE_COUNT).contains(&page_count)
+            || body_bytes > MAX_BODY_BYTES.min(body.len().saturating_mul(MAX_LZ4_RATIO))
+        {
             return Err(corrupt("its header contradicts itself"));
         }
         let body = match flags {
@@ -205,21 +222,26 @@ impl DecodedPageSet {
         Ok(Self { header: PageSetHeader { page_size, base, version, page_count, state_hash }, pages, body })
     }
 
-    /// Gives each page to `take`.
+    /// Gives each page to `take`, in ascending order.
+    ///
+    /// # Errors
+    /// `InvalidData` at the first page that is not as it should be; what `take` returns.
     pub fn for_each<E: From<io::Error>>(
         &self,
         mut take: impl FnMut(PageNumber, PageChange<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let page_bytes = self.header.page_size.bytes();
         let mut rest: &[u8] = &self.body;
+        let mut previous = 0;
         for _ in 0..self.pages {
             if rest.len() < 5 {
                 return Err(corrupt("its body ends early").into());
             }
             let number = PageNumber(rest.get_u32_le());
-            if number.0 == 0 || number.0 > self.header.page_count {
-                return Err(corrupt(format!("page {} of {}", number.0, self.header.page_count)).into());
+            if number.0 <= previous || number.0 > self.header.page_count {
+                return Err(corrupt(format!("page {} after {previous} of {}", number.0, self.header.page_count)).into());
             }
+            previous = number.0;
             let change = match rest.get_u8() {
                 KIND_IMAGE if rest.len() >= page_bytes => {
                     let (image, after) = rest.split_at(page_bytes);
@@ -309,7 +331,7 @@ mod tests {
         image[16] = 9;
         encoder.page(PageNumber(3), &image, Some(&base));
         encoder.page(PageNumber(4), &[0; 512], None);
-        let bytes = encoder.finish(header());
+        let bytes = encoder.finish(header()).unwrap();
         let mut want = vec![1, 0, 0, 0, 0, 2, 0, 0];
         want.extend(6u64.to_le_bytes());
         want.extend(7u64.to_le_bytes());
@@ -327,7 +349,7 @@ mod tests {
     fn every_flipped_bit_is_found() {
         let mut encoder = PageSetEncoder::new();
         encoder.page(PageNumber(1), &[7; 512], None);
-        let bytes = encoder.finish(header());
+        let bytes = encoder.finish(header()).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -335,37 +357,75 @@ mod tests {
         }
     }
 
+    /// A PageSet of version 7 with a checksum that fits, whatever is in it.
+    fn sealed(page_count: u32, pages: u32, body_bytes: u32, flags: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![1, flags, 0, 0, 0, 2, 0, 0];
+        bytes.extend(6u64.to_le_bytes());
+        bytes.extend(7u64.to_le_bytes());
+        for number in [page_count, pages, body_bytes, 0] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend(0u128.to_le_bytes());
+        bytes.extend(body);
+        bytes.extend(xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_no_encoder_writes_is_refused() {
+        let zeros = |number: u8| [number, 0, 0, 0, KIND_ZEROS];
+        assert_eq!(decoded(&sealed(9, 2, 10, 0, &[zeros(3), zeros(4)].concat()), |_| None).unwrap().len(), 2);
+        for (why, bytes) in [
+            ("a page twice", sealed(9, 2, 10, 0, &[zeros(3), zeros(3)].concat())),
+            ("pages that descend", sealed(9, 2, 10, 0, &[zeros(4), zeros(3)].concat())),
+            ("page 0", sealed(9, 1, 5, 0, &zeros(0))),
+            ("a page beyond the end", sealed(9, 1, 5, 0, &zeros(10))),
+            ("an empty database", sealed(0, 0, 0, 0, &[])),
+            ("more pages than SQLite knows", sealed(u32::MAX, 1, 5, 0, &zeros(3))),
+            ("more pages than there are", sealed(9, 2, 5, 0, &zeros(3))),
+            ("a body that goes on", sealed(9, 1, 10, 0, &[zeros(3), zeros(4)].concat())),
+            ("a body that grows without bound", sealed(9, 1, 1 << 30, FLAG_LZ4, &zeros(3))),
+            ("an unknown flag", sealed(9, 1, 5, 2, &zeros(3))),
+            ("an unknown kind", sealed(9, 1, 5, 0, &[3, 0, 0, 0, 9])),
+            (
+                "a run outside its page",
+                sealed(9, 1, 19, 0, &[3, 0, 0, 0, 1, 1, 0, 64, 0, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1]),
+            ),
+        ] {
+            assert!(decoded(&bytes, |_| None).is_err(), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let mut bytes = sealed(9, 0, 0, 0, &[]);
+        bytes[0] = 2;
+        let error = DecodedPageSet::decode(&bytes).err().unwrap().to_string();
+        assert!(error.contains("format version 2"), "{error}");
+    }
+
+    /// A page that the encoder is given, and what its base has.
+    fn page() -> impl Strategy<Value = (Vec<u8>, Option<Vec<u8>>)> {
+        let bytes = || prop_oneof![Just(vec![0; 512]), proptest::collection::vec(0u8..3, 512)];
+        let near =
+            (bytes(), proptest::collection::vec((0usize..512, any::<u8>()), 0..20)).prop_map(|(base, changes)| {
+                let mut image = base.clone();
+                changes.into_iter().for_each(|(at, byte)| image[at] = byte);
+                (image, Some(base))
+            });
+        prop_oneof![bytes().prop_map(|image| (image, None)), (bytes(), bytes()).prop_map(|(a, b)| (a, Some(b))), near]
+    }
+
     proptest! {
         #[test]
-        fn round_trip(images in proptest::collection::vec((1u32..9, proptest::collection::vec(0u8..3, 512), any::<bool>(), 0usize..512), 1..6)) {
+        fn round_trip(pages in proptest::collection::btree_map(1u32..9, page(), 1..6)) {
             let mut encoder = PageSetEncoder::new();
-            let mut want = Vec::new();
-            for (number, image, has_base, changed_at) in &images {
-                let mut base = image.clone();
-                base[*changed_at] ^= 1;
-                encoder.page(PageNumber(*number), image, has_base.then_some(&base[..]));
-                want.push((*number, image.clone()));
+            for (number, (image, base)) in &pages {
+                encoder.page(PageNumber(*number), image, base.as_deref());
             }
-            let bytes = encoder.finish(header());
-            let mut at = 0;
-            let bases: Vec<Option<Vec<u8>>> = images.iter().map(|(_, image, has_base, changed_at)| has_base.then(|| {
-                let mut base = image.clone();
-                base[*changed_at] ^= 1;
-                base
-            })).collect();
-            let set = DecodedPageSet::decode(&bytes).unwrap();
-            let mut got = Vec::new();
-            set.for_each(|number, change| {
-                let mut image = bases[at].clone().unwrap_or_else(|| vec![0; 512]);
-                at += 1;
-                match change {
-                    PageChange::Image(bytes) => image.copy_from_slice(bytes),
-                    PageChange::Runs(runs, count) => apply_runs(runs, count, &mut image),
-                    PageChange::Zeros => image.fill(0),
-                }
-                got.push((number.0, image));
-                io::Result::Ok(())
-            }).unwrap();
+            let bytes = encoder.finish(header()).unwrap();
+            let got = decoded(&bytes, |number| pages[&number].1.clone()).unwrap();
+            let want: Vec<_> = pages.iter().map(|(number, (image, _))| (*number, image.clone())).collect();
             prop_assert_eq!(got, want);
         }
 
@@ -379,6 +439,14 @@ mod tests {
                 bytes[at..].copy_from_slice(&checksum.to_le_bytes());
             }
             let _ = decoded(&bytes, |_| None);
+        }
+
+        #[test]
+        fn decoding_bodies_never_panics(
+            body in proptest::collection::vec(prop_oneof![3 => 0u8..4, 1 => any::<u8>()], 0..200), pages in 0u32..5, lz4: bool, size in 0u32..2000,
+        ) {
+            let size = if lz4 { size } else { body.len() as u32 };
+            let _ = decoded(&sealed(9, pages, size, u8::from(lz4), &body), |_| None);
         }
     }
 }

@@ -12,17 +12,19 @@
 //! Invariants: INV-PIN-ATOMIC: a pin is taken together with reading `committed`. INV-FILE-BELOW-PINS: the file holds, of a page whose
 //! chain has nothing at or below a pin, the image that pin has to see; so a checkpoint first puts the file's old image into the
 //! chain where an older pin still needs it, and an image leaves a chain only when the file has it and nothing older is left.
+//! Whoever finds no image in a chain reads the file without a lock and then looks at the chain once more: if a checkpoint was about to
+//! overwrite the page, the old image is there by then. Page 1, which says how large the database is, always has an image in memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::source::DiskFile;
-use super::{DATABASE_SIZE_AT, Page, PageNumber, PageSize, StateHash, Version, be32};
+use super::{DATABASE_SIZE_AT, Page, PageMap, PageNumber, PageNumbers, PageSize, StateHash, Version, be32};
 
 /// Locks over the chains: a page's chain is under the lock of its number modulo this.
 const SHARDS: usize = 64;
@@ -40,6 +42,7 @@ pub(crate) struct Pin {
     store: Arc<PageStore>,
     state: Arc<PinState>,
     hash: StateHash,
+    page_count: OnceLock<u32>,
 }
 
 #[derive(Default)]
@@ -55,7 +58,7 @@ pub(crate) struct PageStore {
     file: Arc<dyn DiskFile>,
     /// Pages in the file that count: those beyond are leftovers or not there.
     file_pages: AtomicU64,
-    shards: Vec<RwLock<HashMap<u32, Chain>>>,
+    shards: Vec<RwLock<PageMap<Chain>>>,
     pins: Mutex<Pins>,
     committed: AtomicU64,
     /// Newest captured version, or `committed`.
@@ -63,12 +66,12 @@ pub(crate) struct PageStore {
     /// Pages of the versions above `committed`, and of those not yet collected; oldest version first.
     history: Mutex<VecDeque<(Version, Vec<PageNumber>)>>,
     /// Pages changed by committed versions since the last checkpoint.
-    changed: Mutex<HashSet<u32>>,
+    changed: Mutex<PageNumbers>,
     /// Pages of which an older image was kept for a pin, and whether pins were released since they were looked at.
-    held: Mutex<HashSet<u32>>,
+    held: Mutex<PageNumbers>,
     released: AtomicBool,
     /// Pages that are in the file, too, and leave memory when nothing older is left in their chain.
-    resident: Mutex<HashSet<u32>>,
+    resident: Mutex<PageNumbers>,
     /// The last checkpoint; None before the first.
     checkpointed: Mutex<Option<Version>>,
     memory_bytes: AtomicUsize,
@@ -117,9 +120,19 @@ impl PageStore {
     pub fn put_first_page(&self, image: &[u8]) {
         let page = Page::new(PageNumber(1), Version(0), Page::buffer_from(image));
         self.pins.lock().hash = StateHash(page.hash());
-        self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
-        self.shard(PageNumber(1)).write().insert(1, vec![Arc::new(page)]);
+        self.put(PageNumber(1), page);
         self.changed.lock().insert(1);
+    }
+
+    /// A database that has a file: takes page 1 into memory. Before anything else is done with it.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    pub fn load_first_page(&self) -> io::Result<()> {
+        let mut buffer = Page::buffer(self.page_size);
+        self.read_file(PageNumber(1), &mut buffer)?;
+        self.put(PageNumber(1), Page::new(PageNumber(1), Version(0), buffer));
+        Ok(())
     }
 
     pub fn page_size(&self) -> PageSize {
@@ -134,8 +147,10 @@ impl PageStore {
         Version(self.captured.load(Ordering::Acquire))
     }
 
-    pub fn committed_hash(&self) -> StateHash {
-        self.pins.lock().hash
+    /// The newest committed version and the state hash at it.
+    pub fn committed_state(&self) -> (Version, StateHash) {
+        let pins = self.pins.lock();
+        (pins.committed, pins.hash)
     }
 
     /// Bytes of page images in memory, about.
@@ -149,7 +164,7 @@ impl PageStore {
         pins.by_version.values().flatten().map(|pin| pin.since.elapsed()).max()
     }
 
-    fn shard(&self, number: PageNumber) -> &RwLock<HashMap<u32, Chain>> {
+    fn shard(&self, number: PageNumber) -> &RwLock<PageMap<Chain>> {
         &self.shards[number.0 as usize % SHARDS]
     }
 
@@ -176,15 +191,20 @@ impl PageStore {
     }
 
     /// The image that `version` sees; None: it was never written (zeros). The caller holds a pin at or below `version`, or is the writer.
+    ///
+    /// # Errors
+    /// The file could not be read.
     pub fn page_at(&self, number: PageNumber, version: Version) -> io::Result<Option<Arc<Page>>> {
-        let shard = self.shard(number).read();
-        if let Some(page) = Self::in_chain(shard.get(&number.0), version) {
-            return Ok(Some(page.clone()));
+        if let Some(page) = self.cached_at(number, version) {
+            return Ok(Some(page));
         }
-        // Under the lock: a checkpoint puts the old image into the chain before it overwrites it in the file.
         let mut buffer = Page::buffer(self.page_size);
-        let there = self.read_file(number, &mut buffer)?;
-        Ok(there.then(|| Arc::new(Page::new(number, Version(0), buffer))))
+        let read = self.read_file(number, &mut buffer);
+        // A checkpoint may have overwritten the page meanwhile: then it has put the old image into the chain before.
+        if let Some(page) = self.cached_at(number, version) {
+            return Ok(Some(page));
+        }
+        Ok(read?.then(|| Arc::new(Page::new(number, Version(0), buffer))))
     }
 
     /// Only from memory, without copying.
@@ -193,19 +213,29 @@ impl PageStore {
     }
 
     /// Copies `buffer.len()` bytes from `offset` within the page that `version` sees. False: never written, zeros.
+    ///
+    /// # Errors
+    /// The file could not be read.
     pub fn copy_at(&self, number: PageNumber, version: Version, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
-        let shard = self.shard(number).read();
-        if let Some(page) = Self::in_chain(shard.get(&number.0), version) {
+        let from_chain = |buffer: &mut [u8]| {
+            let shard = self.shard(number).read();
+            let page = Self::in_chain(shard.get(&number.0), version)?;
             buffer.copy_from_slice(&page.bytes()[offset..offset + buffer.len()]);
+            Some(())
+        };
+        if from_chain(buffer).is_some() {
             return Ok(true);
         }
-        if offset == 0 && buffer.len() == self.page_size.bytes() {
-            return self.read_file(number, buffer);
-        }
-        let mut page = vec![0; self.page_size.bytes()];
-        let there = self.read_file(number, &mut page)?;
-        buffer.copy_from_slice(&page[offset..offset + buffer.len()]);
-        Ok(there)
+        let read = if offset == 0 && buffer.len() == self.page_size.bytes() {
+            self.read_file(number, buffer)
+        } else {
+            let mut page = vec![0; self.page_size.bytes()];
+            let read = self.read_file(number, &mut page);
+            buffer.copy_from_slice(&page[offset..offset + buffer.len()]);
+            read
+        };
+        // As in `page_at`.
+        if from_chain(buffer).is_some() { Ok(true) } else { read }
     }
 
     /// Size of the database in pages as `version` sees it.
@@ -316,7 +346,7 @@ impl PageStore {
         let state = Arc::new(PinState { version, since: Instant::now(), expired: AtomicBool::new(false) });
         pins.by_version.entry(version).or_default().push(state.clone());
         let hash = pins.hash;
-        Pin { store: self.clone(), state, hash }
+        Pin { store: self.clone(), state, hash, page_count: OnceLock::new() }
     }
 
     /// The versions that somebody looks at, `committed` among them, oldest first. Pins that are too old count no more: their readers
@@ -402,16 +432,26 @@ impl PageStore {
 
     // ---- checkpoint: called by one thread at a time, in this order
 
+    /// What the file holds; None before the first checkpoint.
+    pub fn checkpointed_version(&self) -> Option<Version> {
+        *self.checkpointed.lock()
+    }
+
     /// The pages to write for a checkpoint at `pin`, sorted.
-    pub fn changed_at(&self, pin: &Pin) -> Vec<(PageNumber, Arc<Page>)> {
-        let last = *self.checkpointed.lock();
+    ///
+    /// # Errors
+    /// The pin is too old.
+    pub fn changed_at(&self, pin: &Pin) -> Result<Vec<(PageNumber, Arc<Page>)>, PageError> {
+        let last = self.checkpointed_version();
         let mut numbers: Vec<u32> = self.changed.lock().iter().copied().collect();
         numbers.sort_unstable();
         let image = |number: u32| {
             let page = self.cached_at(PageNumber(number), pin.version())?;
             (last.is_none_or(|last| page.version() > last)).then_some((PageNumber(number), page))
         };
-        numbers.into_iter().filter_map(image).collect()
+        let pages = numbers.into_iter().filter_map(image).collect();
+        pin.check()?;
+        Ok(pages)
     }
 
     /// INV-FILE-BELOW-PINS: before the file's pages of `numbers`, and those beyond `page_count`, are overwritten.
@@ -428,15 +468,14 @@ impl PageStore {
         let old_pages = self.file_pages.load(Ordering::Acquire) as u32;
         let cut = (page_count + 1..=old_pages).map(PageNumber);
         for number in numbers.chain(cut) {
-            let mut shard = self.shard(number).write();
-            if Self::in_chain(shard.get(&number.0), smallest).is_some() {
+            if self.cached_at(number, smallest).is_some() {
                 continue;
             }
             let mut buffer = Page::buffer(self.page_size);
             if self.read_file(number, &mut buffer)? {
                 let page = Page::new(number, Version(0), buffer);
                 self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
-                shard.entry(number.0).or_default().push(Arc::new(page));
+                self.shard(number).write().entry(number.0).or_default().push(Arc::new(page));
                 self.resident.lock().insert(number.0);
             }
         }
@@ -450,13 +489,15 @@ impl PageStore {
         let mut resident = std::mem::take(&mut *self.resident.lock());
         {
             let mut changed = self.changed.lock();
-            for (number, _) in written {
-                let newest = self.cached_at(*number, Version(u64::MAX));
+            resident.extend(written.iter().map(|(number, _)| number.0));
+            // Changed and then cut off: nothing was written of it, and nothing is due.
+            resident.extend(changed.iter().filter(|number| **number > page_count));
+            for number in &resident {
+                let newest = self.cached_at(PageNumber(*number), Version(u64::MAX));
                 // Changed again since, perhaps by a version that is just being committed: stays due.
                 if newest.is_none_or(|page| page.version() <= version) {
-                    changed.remove(&number.0);
+                    changed.remove(number);
                 }
-                resident.insert(number.0);
             }
         }
         let visible = self.visible_versions();
@@ -470,8 +511,9 @@ impl PageStore {
             let below = chain.iter().filter(|page| page.version() <= version).count();
             let oldest = chain.last().map_or(version, |page| page.version());
             // Readers from `smallest` on see this image or a newer one, and the file has it. Of a page that was cut off, the file has
-            // nothing: it is needed until nobody looks at an older version.
-            let evict = below == 1 && oldest <= smallest && (*number <= page_count || smallest >= version);
+            // nothing: it is needed until nobody looks at an older version. Page 1 stays.
+            let needed = if *number > page_count { smallest < version } else { *number == 1 };
+            let evict = below == 1 && oldest <= smallest && !needed;
             if evict && let Some(page) = chain.pop() {
                 self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
             }
@@ -481,6 +523,8 @@ impl PageStore {
             below > 0 && !evict
         });
         self.resident.lock().extend(resident);
+        // Pins may have been released since the last commit.
+        self.collect();
     }
 }
 
@@ -524,9 +568,12 @@ impl Pin {
     }
 
     pub fn page_count(&self) -> Result<u32, PageError> {
+        if let Some(count) = self.page_count.get() {
+            return Ok(*count);
+        }
         let count = self.store.page_count_at(self.version())?;
         self.check()?;
-        Ok(count)
+        Ok(*self.page_count.get_or_init(|| count))
     }
 
     /// The same version, pinned a second time.
@@ -538,7 +585,7 @@ impl Pin {
         if !expired {
             pins.by_version.entry(self.version()).or_default().push(state.clone());
         }
-        Pin { store: self.store.clone(), state, hash: self.hash }
+        Pin { store: self.store.clone(), state, hash: self.hash, page_count: self.page_count.clone() }
     }
 }
 

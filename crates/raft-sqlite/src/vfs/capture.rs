@@ -11,25 +11,29 @@
 //!
 //! Source: SQLite's "WAL-mode File Format", sections 1 and 2; wal.c.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::Ordering as Cmp;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::page::page_set::{PageSetEncoder, PageSetHeader};
 use crate::page::store::PageStore;
-use crate::page::{Page, PageNumber, PageSize, StateHash, Version, be32};
+use crate::page::{Page, PageMap, PageNumber, PageSize, StateHash, Version, be32};
 
 /// Bytes of the WAL's header and of a frame's.
 pub(super) const WAL_HEADER_BYTES: usize = 32;
 pub(super) const FRAME_HEADER_BYTES: usize = 24;
+/// Where a frame's header has the size of the database after its commit, in pages.
+const FRAME_PAGE_COUNT_AT: usize = 4;
 /// The private WAL is started anew when it has this many frames.
 const RESTART_FRAMES: usize = 1000;
 /// Words in one region of the wal-index (32 KiB, fixed by SQLite).
-const INDEX_REGION_WORDS: usize = 4096;
-/// Places in the wal-index: mxFrame, and the checkpoint's nBackfill and nBackfillAttempted.
+const INDEX_REGION_WORDS: usize = 8192;
+/// Places in the wal-index, in bytes: mxFrame, and the checkpoint's nBackfill and nBackfillAttempted.
 const MX_FRAME_AT: usize = 16;
 const BACKFILL_AT: usize = 96;
 const BACKFILL_ATTEMPTED_AT: usize = 128;
@@ -62,11 +66,21 @@ pub(crate) struct SealedGroup {
     pub page_set: Bytes,
 }
 
+/// A region of the wal-index. SQLite has its address for as long as it has it mapped, so all access is through shared references.
+#[repr(C, align(8))]
+pub(super) struct IndexRegion([AtomicU32; INDEX_REGION_WORDS]);
+
+impl IndexRegion {
+    fn word(&self, at: usize) -> &AtomicU32 {
+        &self.0[at / 4]
+    }
+}
+
 struct State {
     wal_header: [u8; WAL_HEADER_BYTES],
     /// Headers of the committed frames since the WAL was started anew.
     frames: Vec<[u8; FRAME_HEADER_BYTES]>,
-    /// Frames written and not committed; their images with slack.
+    /// Frames written and not committed; their images with slack (empty until written).
     pending: Vec<([u8; FRAME_HEADER_BYTES], Box<[u8]>)>,
     too_large: bool,
     transactions: u64,
@@ -75,8 +89,8 @@ struct State {
     /// The newest sealed version and the state hash at it.
     sealed: Version,
     hash: StateHash,
-    /// The wal-index. Boxed slices: their addresses are SQLite's while it has them mapped.
-    index: Vec<Box<[u64]>>,
+    index: Vec<Arc<IndexRegion>>,
+    /// Why nothing can be sealed any more: the writer has to be closed, which discards what it captured.
     failed: Option<String>,
 }
 
@@ -90,7 +104,7 @@ pub(crate) struct Capture {
 impl Capture {
     /// Starts at the committed version; nothing may be captured above it.
     pub fn new(store: Arc<PageStore>, max_transaction_bytes: usize) -> Self {
-        let (sealed, hash) = (store.committed(), store.committed_hash());
+        let (sealed, hash) = store.committed_state();
         Self {
             store,
             max_transaction_bytes,
@@ -135,6 +149,9 @@ impl Capture {
     ///
     /// Both sides of replication must agree about pages that SQLite left unwritten: those beyond the final size are dropped, those
     /// that the database grew by are written out as zeros.
+    ///
+    /// # Errors
+    /// The file could not be read, or SQLite did what it never should. Every later call fails, too.
     pub fn seal(&self) -> io::Result<Option<SealedGroup>> {
         let mut state = self.state.lock();
         if let Some(why) = &state.failed {
@@ -143,12 +160,20 @@ impl Capture {
         if state.group.is_empty() {
             return Ok(None);
         }
+        let sealed = self.seal_group(&mut state);
+        if let Err(error) = &sealed {
+            state.failed = Some(format!("a group could not be sealed: {error}"));
+        }
+        sealed.map(Some)
+    }
+
+    fn seal_group(&self, state: &mut State) -> io::Result<SealedGroup> {
         let base = state.sealed;
         let version = base.next();
         let page_count = self.store.page_count_at(version)?;
         let base_count = self.store.page_count_at(base)?;
         let mut pages = std::mem::take(&mut state.group);
-        for beyond in pages.split_off(&(page_count + 1)) {
+        for beyond in pages.split_off(&page_count.saturating_add(1)) {
             self.store.remove_captured(PageNumber(beyond), version);
         }
         let unwritten: Vec<u32> = (base_count + 1..=page_count).filter(|number| !pages.contains(number)).collect();
@@ -172,11 +197,11 @@ impl Capture {
             hash.subtract(self.store.page_at(PageNumber(cut), base)?.map_or(0, |old| old.hash()));
         }
         let header = PageSetHeader { page_size: self.page_size(), base, version, page_count, state_hash: hash };
-        let page_set = encoder.finish(header);
+        let page_set = encoder.finish(header)?;
         self.store.record(version, pages.into_iter().map(PageNumber).collect());
         state.sealed = version;
         state.hash = hash;
-        Ok(Some(SealedGroup { version, state_hash: hash, page_set }))
+        Ok(SealedGroup { version, state_hash: hash, page_set })
     }
 
     // ---- what the file methods of the WAL call
@@ -229,21 +254,24 @@ impl Capture {
         if within == 0 && bytes.len() == FRAME_HEADER_BYTES {
             let header: [u8; FRAME_HEADER_BYTES] = bytes.try_into().map_err(|_| Refused::Io)?;
             match at.cmp(&state.pending.len()) {
-                std::cmp::Ordering::Less => state.pending[at].0 = header,
-                std::cmp::Ordering::Equal => {
+                Cmp::Less => state.pending[at].0 = header,
+                Cmp::Equal => {
                     if (at + 1) * self.page_size().bytes() > self.max_transaction_bytes {
                         state.too_large = true;
                         return Err(Refused::Full);
                     }
-                    state.pending.push((header, Page::buffer(self.page_size())));
+                    state.pending.push((header, Box::default()));
                 }
-                std::cmp::Ordering::Greater => return Err(Refused::Io),
+                Cmp::Greater => return Err(Refused::Io),
             }
             return Ok(());
         }
         match state.pending.get_mut(at) {
             Some((_, image)) if within == FRAME_HEADER_BYTES && bytes.len() == self.page_size().bytes() => {
-                image[..bytes.len()].copy_from_slice(bytes);
+                match image.get_mut(..bytes.len()) {
+                    Some(image) => image.copy_from_slice(bytes),
+                    None => *image = Page::buffer_from(bytes),
+                }
                 Ok(())
             }
             _ => Err(Refused::Io),
@@ -281,7 +309,7 @@ impl Capture {
                 let count = (self.page_size().bytes() - from).min(buffer.len() - done);
                 let part = &mut buffer[done..done + count];
                 match pending {
-                    Some(Some((_, image))) => part.copy_from_slice(&image[from..from + count]),
+                    Some(Some((_, image))) => part.copy_from_slice(image.get(from..from + count).ok_or(Refused::Io)?),
                     _ => {
                         let number = PageNumber(be32(header, 0));
                         let newest = Version(u64::MAX);
@@ -296,16 +324,16 @@ impl Capture {
         Ok(true)
     }
 
-    /// The address of a region of the wal-index; None: it is not there and `extend` is false.
-    pub(super) fn index_region(&self, region: usize, extend: bool) -> Option<*mut u64> {
+    /// A region of the wal-index; None: it is not there and `extend` is false. SQLite may write to it, by its address.
+    pub(super) fn index_region(&self, region: usize, extend: bool) -> Option<Arc<IndexRegion>> {
         let mut state = self.state.lock();
         while region >= state.index.len() {
             if !extend {
                 return None;
             }
-            state.index.push(vec![0; INDEX_REGION_WORDS].into_boxed_slice());
+            state.index.push(Arc::new(IndexRegion([const { AtomicU32::new(0) }; INDEX_REGION_WORDS])));
         }
-        Some(state.index[region].as_mut_ptr())
+        Some(state.index[region].clone())
     }
 
     /// The WAL's write lock was released: what the wal-index counts as committed is captured, the rest forgotten.
@@ -316,23 +344,24 @@ impl Capture {
             return;
         }
         let mut pending = std::mem::take(&mut state.pending);
-        let Some(index) = state.index.first_mut() else {
+        let Some(index) = state.index.first() else {
             return;
         };
-        let committed = index_word(index, MX_FRAME_AT) as usize;
+        let committed = index.word(MX_FRAME_AT).load(Ordering::Acquire) as usize;
         let Some(new) = committed.checked_sub(state.frames.len()).filter(|new| *new > 0) else {
             return;
         };
-        if new > pending.len() {
+        if new > pending.len() || pending[..new].iter().any(|(_, image)| image.is_empty()) {
             state.failed = Some(format!("SQLite counts {new} new frames, {} were written", pending.len()));
             return;
         }
         pending.truncate(new);
-        let mut newest: HashMap<u32, usize> = HashMap::with_capacity(new);
+        let mut newest: PageMap<usize> = PageMap::with_capacity_and_hasher(new, Default::default());
         for (at, (header, _)) in pending.iter().enumerate() {
             newest.insert(be32(header, 0), at);
             state.frames.push(*header);
         }
+        let page_count = be32(&pending[new - 1].0, FRAME_PAGE_COUNT_AT);
         let version = state.sealed.next();
         let group = &mut state.group;
         let images = pending.into_iter().enumerate().filter_map(|(at, (header, image))| {
@@ -344,23 +373,15 @@ impl Capture {
         });
         self.store.put_captured(version, images);
         state.transactions += 1;
+        // The size that both sides of replication go by is page 1's.
+        match self.store.page_count_at(version) {
+            Ok(stated) if stated == page_count => {}
+            stated => state.failed = Some(format!("SQLite committed {page_count} pages, page 1 says {stated:?}")),
+        }
         if committed >= RESTART_FRAMES {
             // Every image is what a read of the main file gives anyway.
-            set_index_word(index, BACKFILL_AT, committed as u32);
-            set_index_word(index, BACKFILL_ATTEMPTED_AT, committed as u32);
+            index.word(BACKFILL_AT).store(committed as u32, Ordering::Release);
+            index.word(BACKFILL_ATTEMPTED_AT).store(committed as u32, Ordering::Release);
         }
     }
-}
-
-fn index_word(index: &[u64], at: usize) -> u32 {
-    let word = index[at / 8].to_ne_bytes();
-    let at = at % 8;
-    u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
-}
-
-fn set_index_word(index: &mut [u64], at: usize, value: u32) {
-    let mut word = index[at / 8].to_ne_bytes();
-    let within = at % 8;
-    word[within..within + 4].copy_from_slice(&value.to_ne_bytes());
-    index[at / 8] = u64::from_ne_bytes(word);
 }

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::ffi::{self, *};
@@ -16,7 +17,7 @@ use rusqlite::ffi::{self, *};
 use super::capture::{Capture, Refused};
 use super::refuse;
 use crate::page::store::{PageError, PageStore, Pin};
-use crate::page::{Page, PageNumber, Version};
+use crate::page::{Page, PageMap, PageNumber, Version};
 
 /// The name the VFS is registered under.
 pub(super) const VFS_NAME: &str = "raft-sqlite";
@@ -30,20 +31,25 @@ const VERSION_VALID_FOR_AT: usize = 92;
 /// What a name opens.
 pub(super) enum View {
     Writer(Arc<Capture>),
-    Reader { store: Arc<PageStore>, pinned: Arc<PinnedVersionCell> },
+    Reader { store: Arc<PageStore>, progress: Arc<Mutex<ReadProgress>> },
 }
 
-/// The version that a reader connection has pinned now.
-#[derive(Default)]
-pub(super) struct PinnedVersionCell(Mutex<Option<Version>>);
-
-impl PinnedVersionCell {
-    pub fn get(&self) -> Option<Version> {
-        *self.0.lock()
-    }
+/// What a reader connection is at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReadProgress {
+    /// The version that it has pinned.
+    pub pinned: Option<Version>,
+    /// It asked for a page after its pin had become too old: the bound.
+    pub too_old: Option<Duration>,
 }
 
-static VIEWS: LazyLock<Mutex<HashMap<String, View>>> = LazyLock::new(Mutex::default);
+struct Name {
+    view: View,
+    /// Each name is for one connection: a second one, by ATTACH of a guessed name, would see the first one's private WAL.
+    opened: bool,
+}
+
+static NAMES: LazyLock<Mutex<HashMap<String, Name>>> = LazyLock::new(Mutex::default);
 static NEXT_NAME: AtomicU64 = AtomicU64::new(1);
 
 /// A name that stands until this is dropped.
@@ -57,7 +63,7 @@ impl RegisteredName {
 
 impl Drop for RegisteredName {
     fn drop(&mut self) {
-        VIEWS.lock().remove(&self.0);
+        NAMES.lock().remove(&self.0);
     }
 }
 
@@ -68,7 +74,7 @@ pub(super) fn register(view: View) -> rusqlite::Result<RegisteredName> {
         return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(*VFS), Some("the VFS was not registered".into())));
     }
     let name = format!("raft-sqlite-view-{}", NEXT_NAME.fetch_add(1, Ordering::Relaxed));
-    VIEWS.lock().insert(name.clone(), view);
+    NAMES.lock().insert(name.clone(), Name { view, opened: false });
     Ok(RegisteredName(name))
 }
 
@@ -86,10 +92,10 @@ pub(super) fn seal(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
 struct ReaderFile {
     store: Arc<PageStore>,
     pin: Option<Pin>,
-    pinned: Arc<PinnedVersionCell>,
+    progress: Arc<Mutex<ReadProgress>>,
     lock: c_int,
     /// Images whose addresses SQLite has, with how often it was given each.
-    fetched: HashMap<u32, (Arc<Page>, usize)>,
+    fetched: PageMap<(Arc<Page>, usize)>,
 }
 
 enum Kind {
@@ -166,7 +172,12 @@ impl ReaderFile {
                     }
                     if there { SQLITE_OK } else { SQLITE_IOERR_SHORT_READ }
                 }
-                Err(error) => read_failed(&error),
+                Err(error) => {
+                    if let PageError::TooOld(max_age) = &error {
+                        self.progress.lock().too_old = Some(*max_age);
+                    }
+                    read_failed(&error)
+                }
             }
         })
     }
@@ -174,13 +185,13 @@ impl ReaderFile {
     fn set_lock(&mut self, level: c_int) {
         if level > 0 && self.pin.is_none() {
             let pin = self.store.pin();
-            *self.pinned.0.lock() = Some(pin.version());
+            *self.progress.lock() = ReadProgress { pinned: Some(pin.version()), too_old: None };
             self.pin = Some(pin);
         }
         if level == 0 {
             self.fetched.clear();
             self.pin = None;
-            *self.pinned.0.lock() = None;
+            self.progress.lock().pinned = None;
         }
         self.lock = level;
     }
@@ -387,8 +398,10 @@ unsafe extern "C" fn x_shm_map(
     unsafe {
         with(file, SQLITE_IOERR_SHMMAP, |state| match &state.kind {
             Kind::WriterMain(capture) if size == 32768 => {
-                *address =
-                    capture.index_region(region as usize, extend != 0).map_or(null_mut(), |region| region.cast());
+                // The capture holds the region until the connection is closed.
+                *address = capture
+                    .index_region(region as usize, extend != 0)
+                    .map_or(null_mut(), |region| Arc::as_ptr(&region).cast_mut().cast());
                 SQLITE_OK
             }
             _ => SQLITE_IOERR_SHMMAP,
@@ -525,16 +538,20 @@ unsafe extern "C" fn x_open(
         let name = unsafe { CStr::from_ptr(name) }.to_str().ok()?;
         let wal = flags & SQLITE_OPEN_WAL != 0;
         let view = if wal { name.strip_suffix("-wal")? } else { name };
-        let views = VIEWS.lock();
-        let kind = match (views.get(view)?, wal) {
+        let mut names = NAMES.lock();
+        let name = names.get_mut(view)?;
+        if !wal && std::mem::replace(&mut name.opened, true) {
+            return None;
+        }
+        let kind = match (&name.view, wal) {
             (View::Writer(capture), false) => Kind::WriterMain(capture.clone()),
             (View::Writer(capture), true) => Kind::WriterWal(capture.clone()),
-            (View::Reader { store, pinned }, false) => Kind::Reader(ReaderFile {
+            (View::Reader { store, progress }, false) => Kind::Reader(ReaderFile {
                 store: store.clone(),
                 pin: None,
-                pinned: pinned.clone(),
+                progress: progress.clone(),
                 lock: 0,
-                fetched: HashMap::new(),
+                fetched: PageMap::default(),
             }),
             (View::Reader { .. }, true) => return None,
         };
@@ -607,7 +624,6 @@ fn register_vfs() -> c_int {
         vfs.xDelete = Some(x_delete);
         vfs.xAccess = Some(x_access);
         vfs.xFullPathname = Some(x_full_pathname);
-        vfs.xDlOpen = None;
         sqlite3_vfs_register(Box::into_raw(Box::new(vfs)), 0)
     }
 }

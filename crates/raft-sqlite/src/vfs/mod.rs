@@ -14,9 +14,11 @@ mod refuse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::page::Version;
 use crate::page::store::PageStore;
@@ -46,22 +48,30 @@ fn open(view: View, flags: OpenFlags, setup: &str) -> rusqlite::Result<ViewConne
     Ok(ViewConnection { connection, _name: name })
 }
 
-/// Allows ATTACH of memory and temporary databases only; notes what a later caller must not inherit.
-fn guard(connection: &mut Connection, touched: Option<Arc<AtomicBool>>) -> rusqlite::Result<()> {
+/// Allows ATTACH of memory and temporary databases only, and no PRAGMA by way of another database's name that is refused by that of the
+/// main one. Notes what a later caller must not inherit.
+fn guard(connection: &mut Connection, touched: Arc<AtomicBool>) -> rusqlite::Result<()> {
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         let touches = match context.action {
-            AuthAction::Attach { filename } if !matches!(filename, "" | ":memory:") => {
+            AuthAction::Attach { filename: "" | ":memory:" } => true,
+            // Without a file name: an expression, whatever its value will be.
+            AuthAction::Attach { .. } | AuthAction::Unknown { code: ffi::SQLITE_ATTACH, .. } => {
                 return Authorization::Deny;
             }
-            AuthAction::Attach { .. } => true,
-            AuthAction::Pragma { pragma_value, .. } => pragma_value.is_some(),
+            AuthAction::Pragma { pragma_name, pragma_value } => {
+                let elsewhere = context.database_name.is_some_and(|name| name != "main");
+                if elsewhere && refuse::pragma(pragma_name, pragma_value.is_some()).is_some() {
+                    return Authorization::Deny;
+                }
+                pragma_value.is_some()
+            }
             AuthAction::CreateTempTable { .. }
             | AuthAction::CreateTempIndex { .. }
             | AuthAction::CreateTempTrigger { .. }
             | AuthAction::CreateTempView { .. } => true,
             _ => false,
         };
-        if touches && let Some(touched) = &touched {
+        if touches {
             touched.store(true, Ordering::Relaxed);
         }
         Authorization::Allow
@@ -84,7 +94,7 @@ impl WriterConnection {
         view.connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
-        guard(&mut view.connection, Some(touched.clone()))?;
+        guard(&mut view.connection, touched.clone())?;
         Ok(Self { view, touched })
     }
 
@@ -101,21 +111,23 @@ impl WriterConnection {
 /// A read-only connection on the committed state.
 pub(crate) struct ReaderConnection {
     view: ViewConnection,
-    pinned: Arc<methods::PinnedVersionCell>,
+    progress: Arc<Mutex<methods::ReadProgress>>,
+    touched: Arc<AtomicBool>,
 }
 
 impl ReaderConnection {
     pub fn open(store: &Arc<PageStore>) -> rusqlite::Result<Self> {
-        let pinned = Arc::new(methods::PinnedVersionCell::default());
+        let progress = Arc::new(Mutex::new(methods::ReadProgress::default()));
         let setup = format!(
             "PRAGMA temp_store=MEMORY; PRAGMA foreign_keys=ON; PRAGMA cache_size=-{READER_CACHE_KIB};
              PRAGMA mmap_size=1099511627776;"
         );
-        let view = View::Reader { store: store.clone(), pinned: pinned.clone() };
+        let view = View::Reader { store: store.clone(), progress: progress.clone() };
         let mut view = open(view, OpenFlags::SQLITE_OPEN_READ_ONLY, &setup)?;
         methods::seal(&view.connection)?;
-        guard(&mut view.connection, None)?;
-        Ok(Self { view, pinned })
+        let touched = Arc::new(AtomicBool::new(false));
+        guard(&mut view.connection, touched.clone())?;
+        Ok(Self { view, progress, touched })
     }
 
     pub fn connection(&self) -> &Connection {
@@ -136,7 +148,7 @@ impl ReaderConnection {
             let _ = self.end();
             return Err(error);
         }
-        match self.pinned.get() {
+        match self.progress.lock().pinned {
             Some(version) => Ok(version),
             None => {
                 let _ = self.end();
@@ -146,6 +158,16 @@ impl ReaderConnection {
                 ))
             }
         }
+    }
+
+    /// The bound on a read transaction's age, if the last one ran into it.
+    pub fn too_old(&self) -> Option<Duration> {
+        self.progress.lock().too_old
+    }
+
+    /// As [`WriterConnection::is_touched`].
+    pub fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
     }
 
     /// Ends it, whatever the caller left open.

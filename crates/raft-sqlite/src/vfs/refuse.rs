@@ -17,6 +17,10 @@ const PRAGMAS: &[(&str, bool, &str)] = &[
     ("cache_spill", true, "the library depends on it"),
     ("fullfsync", true, "the log decides how it is synced"),
     ("checkpoint_fullfsync", true, "the library decides how files are synced"),
+    ("soft_heap_limit", true, "it would hold for every database of this process"),
+    ("hard_heap_limit", true, "it would hold for every database of this process"),
+    ("temp_store_directory", true, "it would hold for every database of this process; set SQLITE_TMPDIR instead"),
+    ("data_store_directory", true, "it would hold for every database of this process"),
 ];
 
 /// Why a PRAGMA is refused; None: it is not.

@@ -310,32 +310,140 @@ fn a_failed_checkpoint_can_be_tried_again() {
     }
 }
 
+/// A checkpoint that fails, and a later one in which the power goes: the first one's WAL must not be lost while the file is half way.
+#[test]
+fn a_crash_in_the_checkpoint_after_a_failed_one_loses_nothing() {
+    let mut random = Random::new(14);
+    let (log, hashes) = history(&mut random);
+    let mut crashes = 0;
+    for failed_at in 0.. {
+        let mut failed = false;
+        for budget in 0.. {
+            let disk = SimulatedDisk::default();
+            let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
+            replay(&replica, &log, 18);
+            replica.checkpoint(replica.pin(), position(18)).unwrap();
+            // Over a VACUUM: the first one shrinks the file.
+            replay(&replica, &log, 20);
+            disk.state.lock().budget = Some(failed_at);
+            failed = replica.checkpoint(replica.pin(), position(20)).is_err();
+            disk.state.lock().budget = None;
+            replay(&replica, &log, 26);
+            disk.state.lock().budget = Some(budget);
+            let survived = replica.checkpoint(replica.pin(), position(26)).is_ok();
+            drop(replica);
+            disk.crash(&mut random);
+            let at_least = if survived {
+                26
+            } else if failed {
+                18
+            } else {
+                20
+            };
+            recover_and_check(&disk, &log, &hashes, at_least, &mut random);
+            if survived {
+                break;
+            }
+            crashes += 1;
+        }
+        if !failed {
+            break;
+        }
+    }
+    assert!(crashes > 300, "only {crashes} crashes");
+}
+
+#[test]
+fn a_checkpoint_of_an_older_version_does_not_take_the_file_back() {
+    let mut random = Random::new(15);
+    let (log, hashes) = history(&mut random);
+    let disk = SimulatedDisk::default();
+    let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
+    replay(&replica, &log, 10);
+    let old = replica.pin();
+    replay(&replica, &log, 30);
+    replica.checkpoint(replica.pin(), position(30)).unwrap();
+    replica.checkpoint(old, position(10)).unwrap();
+    drop(replica);
+    disk.crash(&mut random);
+    recover_and_check(&disk, &log, &hashes, 30, &mut random);
+}
+
+/// The file of a checkpoint at `version`, and its mark.
+fn snapshot(log: &[bytes::Bytes], version: u64) -> (Vec<u8>, AppliedMark) {
+    let source = SimulatedDisk::default();
+    let (sender, _) = Replica::open(Path::new("/s"), "s", on(&source)).unwrap();
+    replay(&sender, log, version as usize);
+    sender.checkpoint(sender.pin(), position(version)).unwrap();
+    let pin = sender.pin();
+    let state = source.state.lock();
+    let file = state.files[state.names[Path::new("/s/s.sqlite")]].visible();
+    (file, AppliedMark { position: position(version), version: pin.version(), state_hash: pin.state_hash() })
+}
+
+fn receive(disk: &SimulatedDisk, file: &[u8]) -> PathBuf {
+    let path = PathBuf::from("/d/received");
+    let received = disk.open(&path, true).unwrap().unwrap();
+    received.write_at(file, 0).unwrap();
+    received.sync().unwrap();
+    disk.sync_folder(Path::new("/d")).unwrap();
+    path
+}
+
+/// An install fails; the replica goes on without it, or tries it once more, and then the power goes.
+#[test]
+fn a_failed_install_leaves_a_replica_that_goes_on() {
+    let mut random = Random::new(16);
+    let (log, hashes) = history(&mut random);
+    let (file, mark) = snapshot(&log, 40);
+    for failed_at in 0.. {
+        let mut failed = false;
+        for again in [false, true] {
+            let disk = SimulatedDisk::default();
+            let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
+            replay(&replica, &log, 7);
+            replica.checkpoint(replica.pin(), position(7)).unwrap();
+            let received = receive(&disk, &file);
+            disk.state.lock().budget = Some(failed_at);
+            failed = replica.install(&received, mark).is_err();
+            disk.state.lock().budget = None;
+            if again {
+                replica.install(&receive(&disk, &file), mark).unwrap();
+            }
+            if replica.committed().0 < 50 {
+                replay(&replica, &log, 50);
+            }
+            let pin = replica.pin();
+            replica.checkpoint(pin, position(50)).unwrap();
+            // When the first install stood on the disk already, the checkpoint has taken it over instead.
+            let at_least = replica.committed().0.min(50);
+            assert!(at_least == 50 || (at_least == 40 && failed));
+            replay(&replica, &log, 55);
+            replica.checkpoint(replica.pin(), position(55)).unwrap();
+            drop(replica);
+            disk.crash(&mut random);
+            recover_and_check(&disk, &log, &hashes, 55, &mut random);
+        }
+        if !failed {
+            assert!(failed_at > 8);
+            break;
+        }
+    }
+}
+
 #[test]
 fn an_install_survives_a_crash_at_every_operation() {
     let mut random = Random::new(13);
     let (log, hashes) = history(&mut random);
-    // The file to install: a checkpoint of version 40.
-    let source = SimulatedDisk::default();
-    let (sender, _) = Replica::open(Path::new("/s"), "s", on(&source)).unwrap();
-    replay(&sender, &log, 40);
-    sender.checkpoint(sender.pin(), position(40)).unwrap();
-    let file = {
-        let state = source.state.lock();
-        state.files[state.names[Path::new("/s/s.sqlite")]].visible()
-    };
-    let pin = sender.pin();
-    let mark = AppliedMark { position: position(40), version: pin.version(), state_hash: pin.state_hash() };
+    let (file, mark) = snapshot(&log, 40);
     for budget in 0.. {
         let disk = SimulatedDisk::default();
         let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
         replay(&replica, &log, 7);
         replica.checkpoint(replica.pin(), position(7)).unwrap();
-        let received = disk.open(Path::new("/d/received"), true).unwrap().unwrap();
-        received.write_at(&file, 0).unwrap();
-        received.sync().unwrap();
-        disk.sync_folder(Path::new("/d")).unwrap();
+        let received = receive(&disk, &file);
         disk.state.lock().budget = Some(budget);
-        let survived = replica.install(Path::new("/d/received"), mark).is_ok();
+        let survived = replica.install(&received, mark).is_ok();
         drop(replica);
         disk.crash(&mut random);
         let version = recover_and_check(&disk, &log, &hashes, if survived { 40 } else { 7 }, &mut random);

@@ -39,6 +39,10 @@ fn each_pragma_that_would_break_replication_is_refused_with_a_reason() {
             "PRAGMA cache_spill = 0",
             "PRAGMA fullfsync = 1",
             "PRAGMA checkpoint_fullfsync = 1",
+            "PRAGMA hard_heap_limit = 1",
+            "PRAGMA soft_heap_limit = 1",
+            "PRAGMA temp_store_directory = '/'",
+            "PRAGMA main.writable_schema = 1",
         ] {
             let error = connection.execute_batch(sql).unwrap_err().to_string();
             assert!(error.contains("is refused on a replicated database: "), "{sql}: {error}");
@@ -47,10 +51,19 @@ fn each_pragma_that_would_break_replication_is_refused_with_a_reason() {
             "ATTACH 'other.db' AS o",
             "VACUUM INTO 'other.db'",
             "ATTACH 'raft-sqlite-view-1' AS o",
+            "ATTACH 'other' || '.db' AS o",
+            "ATTACH 'file:other.db' AS o",
             "SELECT load_extension('x')",
+            "PRAGMA temp.writable_schema = 1",
+            "PRAGMA temp.hard_heap_limit = 1",
         ] {
             assert!(connection.execute_batch(sql).is_err(), "{sql}");
         }
+    }
+    for number in 1..50 {
+        // Not the names that connections have been opened by, however they are spelt.
+        let attached = writer.connection().execute("ATTACH ? AS o", [format!("raft-sqlite-view-{number}")]);
+        assert!(attached.is_err(), "{number}");
     }
     assert!(!Path::new("other.db").exists());
     // What is allowed, and replicates or stays with its connection.
@@ -144,6 +157,29 @@ fn a_long_reader_sees_its_version_over_checkpoints_and_costs_only_what_it_pins()
 }
 
 #[test]
+fn pages_that_were_cut_off_leave_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, mut writer) = leader_with_rows(folder.path(), &options(4096), 5);
+    // Changed and cut off between two checkpoints: they are never written.
+    writer.connection().execute_batch("UPDATE t SET v = zeroblob(400000)").unwrap();
+    seal_and_commit(&mut writer, &leader).unwrap();
+    let grown = leader.statistics().memory_bytes;
+    writer.connection().execute_batch("DELETE FROM t; VACUUM").unwrap();
+    seal_and_commit(&mut writer, &leader).unwrap();
+    let reader = leader.open_reader().unwrap();
+    reader.begin().unwrap();
+    leader.checkpoint(leader.pin(), position(2)).unwrap();
+    let memory = leader.statistics().memory_bytes;
+    assert!(grown > 480 * 4096 && memory < 10 * 4096, "{grown}, then {memory} bytes");
+    writer.connection().execute_batch("INSERT INTO t VALUES (1, zeroblob(900000))").unwrap();
+    seal_and_commit(&mut writer, &leader).unwrap();
+    leader.checkpoint(leader.pin(), position(3)).unwrap();
+    let rows: i64 = reader.connection().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 0);
+    assert!(leader.verify().unwrap());
+}
+
+#[test]
 fn a_reader_that_is_too_old_gets_an_error_instead_of_memory() {
     let folder = tempfile::tempdir().unwrap();
     let options = ReplicaOptions { max_reader_age: std::time::Duration::ZERO, ..options(4096) };
@@ -151,14 +187,73 @@ fn a_reader_that_is_too_old_gets_an_error_instead_of_memory() {
     let reader = leader.open_reader().unwrap();
     reader.connection().execute_batch("PRAGMA cache_size = 5").unwrap();
     reader.begin().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(2));
+    let began = std::time::Instant::now();
+    while began.elapsed().is_zero() {
+        std::thread::yield_now();
+    }
     writer.connection().execute_batch("UPDATE t SET v = zeroblob(900)").unwrap();
     seal_and_commit(&mut writer, &leader).unwrap();
     let read: rusqlite::Result<i64> =
         reader.connection().query_row("SELECT sum(length(v)) FROM t", [], |row| row.get(0));
     assert!(read.is_err());
-    let _ = reader.end();
+    assert!(matches!(reader.end(), Err(DatabaseError::ReaderTooOld { .. })));
     reader.begin().unwrap();
+    reader.end().unwrap();
+}
+
+#[test]
+fn a_reader_that_a_caller_left_something_on_is_not_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, _writer) = leader_with_rows(folder.path(), &options(4096), 3);
+    for sql in [
+        "CREATE TEMP TABLE mine(x)",
+        "ATTACH ':memory:' AS m",
+        "PRAGMA case_sensitive_like = 1",
+        "PRAGMA query_only(1)",
+        "CREATE TEMP VIEW w AS SELECT 1",
+    ] {
+        let reader = leader.open_reader().unwrap();
+        reader.begin().unwrap();
+        reader.connection().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)).unwrap();
+        reader.end().unwrap();
+        assert!(reader.is_current());
+        reader.connection().execute_batch(sql).unwrap();
+        assert!(!reader.is_current(), "{sql}");
+    }
+}
+
+#[test]
+fn an_empty_database_takes_over_the_page_size_of_its_leader() {
+    let folder = tempfile::tempdir().unwrap();
+    let (leader, mut writer) = leader_with_rows(folder.path(), &options(4096), 3);
+    writer.connection().execute("INSERT INTO t VALUES (100, NULL)", []).unwrap();
+    let second = seal_and_commit(&mut writer, &leader).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let (same, mut same_writer) = (open(other.path(), "leader", &options(4096)), Vec::new());
+    {
+        let mut writer = same.open_writer().unwrap();
+        writer.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").unwrap();
+        for row in 0..3 {
+            writer.connection().execute("INSERT INTO t VALUES (?, zeroblob(1000))", [row]).unwrap();
+        }
+        same_writer.push(seal_and_commit(&mut writer, &same).unwrap());
+    }
+    for checkpointed in [false, true] {
+        let follower = open(folder.path(), &format!("follower-{checkpointed}"), &options(1024));
+        if checkpointed {
+            follower.checkpoint(follower.pin(), position(1)).unwrap();
+        }
+        let reader = follower.open_reader().unwrap();
+        follower.apply(&same_writer[0]).unwrap();
+        assert!(!reader.is_current());
+        follower.apply(&second).unwrap();
+        assert_same_pages(&leader, &follower);
+        follower.checkpoint(follower.pin(), position(3)).unwrap();
+        drop((reader, follower));
+        let follower = open(folder.path(), &format!("follower-{checkpointed}"), &options(1024));
+        assert_same_pages(&leader, &follower);
+        assert_integrity(follower.open_reader().unwrap().connection());
+    }
 }
 
 #[test]
