@@ -11,8 +11,8 @@ use rusqlite::Connection;
 
 use super::Writer;
 use super::replica::LogPosition;
-use super::replica::{Replica, ReplicaOptions};
-use crate::page::{PageNumber, PageSize};
+use super::replica::{PinnedVersion, Replica, ReplicaOptions};
+use crate::page::{PageNumber, PageSize, StateHash, page_hash};
 
 /// A small random generator: the same seed, the same run.
 pub(super) struct Random(u64);
@@ -59,7 +59,8 @@ pub(super) fn seal_and_commit(writer: &mut Writer, replica: &Replica) -> Option<
 
 /// A text of everything in the database, schema included.
 pub(super) fn dump(connection: &Connection) -> String {
-    let mut text = String::new();
+    let user_version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    let mut text = format!("user_version {user_version}\n");
     let mut tables = connection
         .prepare("SELECT name, coalesce(sql, '') FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")
         .unwrap();
@@ -84,6 +85,15 @@ pub(super) fn dump(connection: &Connection) -> String {
 pub(super) fn assert_integrity(connection: &Connection) {
     let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
+}
+
+/// The pages of a pinned version have the state hash that was kept for it.
+pub(super) fn assert_whole(pin: &PinnedVersion) {
+    let mut hash = StateHash::default();
+    for number in (1..=pin.page_count()).map(PageNumber) {
+        hash.add(page_hash(number, pin.read_page(number).unwrap().bytes()));
+    }
+    assert_eq!(hash, pin.state_hash(), "version {} is not what it was", pin.version());
 }
 
 /// Every page equal, and the state hash true on both.

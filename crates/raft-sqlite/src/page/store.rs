@@ -70,8 +70,9 @@ pub(crate) struct PageStore {
     /// Pages of which an older image was kept for a pin, and whether pins were released since they were looked at.
     held: Mutex<PageNumbers>,
     released: AtomicBool,
-    /// Pages that are in the file, too, and leave memory when nothing older is left in their chain.
-    resident: Mutex<PageNumbers>,
+    /// Pages whose images leave memory when nothing older is left in their chain: the version of the image that the file has. None: the
+    /// file has none, the page was cut off.
+    resident: Mutex<PageMap<Option<Version>>>,
     /// The last checkpoint; None before the first.
     checkpointed: Mutex<Option<Version>>,
     memory_bytes: AtomicUsize,
@@ -359,7 +360,7 @@ impl PageStore {
                 let expired = pin.since.elapsed() > max_age;
                 if expired {
                     pin.expired.store(true, Ordering::SeqCst);
-                    self.released.store(true, Ordering::Relaxed);
+                    self.released.store(true, Ordering::SeqCst);
                 }
                 !expired
             });
@@ -378,10 +379,12 @@ impl PageStore {
 
     /// Drops the images that nobody can see.
     fn collect(&self) {
+        let mut held = self.held.lock();
+        // Before the pins are looked at: one that goes in between counts the next time.
+        let released = self.released.swap(false, Ordering::SeqCst);
         let visible = self.visible_versions();
         let committed = visible[visible.len() - 1];
-        let mut held = self.held.lock();
-        if self.released.swap(false, Ordering::Relaxed) {
+        if released {
             held.retain(|number| self.collect_page(PageNumber(*number), &visible));
         }
         loop {
@@ -476,7 +479,8 @@ impl PageStore {
                 let page = Page::new(number, Version(0), buffer);
                 self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
                 self.shard(number).write().entry(number.0).or_default().push(Arc::new(page));
-                self.resident.lock().insert(number.0);
+                // Pages that are about to be written get the version of that image when they are.
+                self.resident.lock().entry(number.0).or_insert(None);
             }
         }
         Ok(())
@@ -489,10 +493,10 @@ impl PageStore {
         let mut resident = std::mem::take(&mut *self.resident.lock());
         {
             let mut changed = self.changed.lock();
-            resident.extend(written.iter().map(|(number, _)| number.0));
+            resident.extend(written.iter().map(|(number, page)| (number.0, Some(page.version()))));
             // Changed and then cut off: nothing was written of it, and nothing is due.
-            resident.extend(changed.iter().filter(|number| **number > page_count));
-            for number in &resident {
+            resident.extend(changed.iter().filter(|number| **number > page_count).map(|number| (*number, None)));
+            for number in resident.keys() {
                 let newest = self.cached_at(PageNumber(*number), Version(u64::MAX));
                 // Changed again since, perhaps by a version that is just being committed: stays due.
                 if newest.is_none_or(|page| page.version() <= version) {
@@ -502,18 +506,22 @@ impl PageStore {
         }
         let visible = self.visible_versions();
         let smallest = visible[0];
-        resident.retain(|number| {
+        resident.retain(|number, in_file| {
             let mut shard = self.shard(PageNumber(*number)).write();
             let Some(chain) = shard.get_mut(number) else {
                 return false;
             };
             self.prune(chain, &visible);
             let below = chain.iter().filter(|page| page.version() <= version).count();
-            let oldest = chain.last().map_or(version, |page| page.version());
-            // Readers from `smallest` on see this image or a newer one, and the file has it. Of a page that was cut off, the file has
-            // nothing: it is needed until nobody looks at an older version. Page 1 stays.
-            let needed = if *number > page_count { smallest < version } else { *number == 1 };
-            let evict = below == 1 && oldest <= smallest && !needed;
+            let oldest = chain.last().map(|page| page.version());
+            let replaced = if *number > page_count {
+                // The file has nothing: the image is needed until nobody looks at an older version.
+                smallest >= version
+            } else {
+                // The file has the same. Page 1 stays.
+                oldest == *in_file && *number != 1
+            };
+            let evict = below == 1 && replaced && oldest.is_some_and(|oldest| oldest <= smallest);
             if evict && let Some(page) = chain.pop() {
                 self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
             }
@@ -596,7 +604,7 @@ impl Drop for Pin {
             states.retain(|state| !Arc::ptr_eq(state, &self.state));
             if states.is_empty() {
                 pins.by_version.remove(&self.state.version);
-                self.store.released.store(true, Ordering::Relaxed);
+                self.store.released.store(true, Ordering::SeqCst);
             }
         }
     }

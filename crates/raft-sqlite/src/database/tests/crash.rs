@@ -310,6 +310,50 @@ fn a_failed_checkpoint_can_be_tried_again() {
     }
 }
 
+/// Wherever a checkpoint stops, plain SQLite opens what lies there, and finds the old version or the new one.
+#[test]
+fn plain_sqlite_opens_what_a_checkpoint_leaves_at_every_operation() {
+    let mut random = Random::new(17);
+    let (log, _) = history(&mut random);
+    let mut seen = [0, 0];
+    for budget in 0.. {
+        let disk = SimulatedDisk::default();
+        let (replica, _) = Replica::open(Path::new("/d"), "x", on(&disk)).unwrap();
+        replay(&replica, &log, 17);
+        replica.checkpoint(replica.pin(), position(17)).unwrap();
+        let old = dump(replica.open_reader().unwrap().connection());
+        // Over a VACUUM: the file shrinks.
+        replay(&replica, &log, 20);
+        let new = dump(replica.open_reader().unwrap().connection());
+        disk.state.lock().budget = Some(budget);
+        let survived = replica.checkpoint(replica.pin(), position(20)).is_ok();
+        let files: Vec<(PathBuf, Vec<u8>)> = {
+            let state = disk.state.lock();
+            state.names.iter().map(|(path, file)| (path.clone(), state.files[*file].visible())).collect()
+        };
+        let wal_bytes = files.iter().find(|(path, _)| path.ends_with("x.sqlite-wal")).map(|(_, bytes)| bytes.len());
+        assert!(wal_bytes.is_none() || !survived);
+        // The WAL goes out in one write, the second operation: of that, any part may be there.
+        let parts = if budget == 1 { (0..wal_bytes.unwrap()).step_by(499).collect() } else { vec![usize::MAX] };
+        for part in parts {
+            let folder = tempfile::tempdir().unwrap();
+            for (path, bytes) in &files {
+                let count = if path.ends_with("x.sqlite-wal") { part.min(bytes.len()) } else { bytes.len() };
+                std::fs::write(folder.path().join(path.file_name().unwrap()), &bytes[..count]).unwrap();
+            }
+            let plain = Connection::open(folder.path().join("x.sqlite")).unwrap();
+            assert_integrity(&plain);
+            let found = dump(&plain);
+            assert!(found == old || found == new, "operation {budget}");
+            seen[usize::from(found == new)] += 1;
+        }
+        if survived {
+            break;
+        }
+    }
+    assert!(seen[0] > 10 && seen[1] > 10, "{seen:?}");
+}
+
 /// A checkpoint that fails, and a later one in which the power goes: the first one's WAL must not be lost while the file is half way.
 #[test]
 fn a_crash_in_the_checkpoint_after_a_failed_one_loses_nothing() {

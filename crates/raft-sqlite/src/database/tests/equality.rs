@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use super::super::Writer;
+use super::super::replica::PinnedVersion;
 use super::*;
 
 type Sql = Vec<(String, Vec<Value>)>;
@@ -61,6 +62,8 @@ fn transaction(random: &mut Random, seq: i64) -> Sql {
             )),
             17 => sql.push(one(&format!("CREATE TABLE IF NOT EXISTS extra{}(x)", key % 5), vec![])),
             18 => sql.push(one(&format!("DROP TABLE IF EXISTS extra{}", key % 5), vec![])),
+            20 if random.below(3) == 0 => sql.push(one("PRAGMA incremental_vacuum(7)", vec![])),
+            20 => sql.push(one(&format!("PRAGMA user_version = {seq}"), vec![])),
             19 if random.below(8) == 0 => {
                 sql.push(one(&format!("ALTER TABLE gen ADD COLUMN c{seq}_{step} DEFAULT 7"), vec![]));
             }
@@ -84,6 +87,10 @@ fn transaction(random: &mut Random, seq: i64) -> Sql {
 
 fn run(connection: &Connection, sql: &Sql) {
     for (text, values) in sql {
+        if text.starts_with("PRAGMA") {
+            connection.execute_batch(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            continue;
+        }
         let mut statement = connection.prepare_cached(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         statement.execute(params_from_iter(values)).unwrap_or_else(|error| panic!("{text}: {error}"));
     }
@@ -126,7 +133,8 @@ struct InFlight {
     seq: i64,
 }
 
-fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
+/// `auto_vacuum`: 0 none, 1 full, 2 incremental.
+fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed: u64) {
     let folder = tempfile::tempdir().unwrap();
     let options = options(page_size);
     let leader = open(folder.path(), "leader", &options);
@@ -142,8 +150,13 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
     let (low, high) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
     let stop = Arc::new(AtomicBool::new(false));
 
-    writer.connection().execute_batch(&format!("BEGIN IMMEDIATE; {SETUP} COMMIT")).unwrap();
-    plain.execute_batch(SETUP).unwrap();
+    for connection in [writer.connection(), &plain] {
+        // Our page 1 is there from the beginning: the mode changes with a VACUUM.
+        connection.execute_batch(&format!("PRAGMA auto_vacuum = {auto_vacuum}; VACUUM")).unwrap();
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {SETUP} COMMIT")).unwrap();
+        let mode: u32 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, auto_vacuum);
+    }
     let page_set = seal_and_commit(&mut writer, &leader).unwrap();
     follower.apply(&page_set).unwrap();
     let readers: Vec<_> = [&leader, &follower]
@@ -153,6 +166,7 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
         })
         .into();
 
+    let mut pins: Vec<PinnedVersion> = Vec::new();
     let mut in_flight: VecDeque<InFlight> = VecDeque::new();
     let mut group: Vec<Sql> = Vec::new();
     let (mut seq, mut index) = (0, 1);
@@ -196,6 +210,12 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
             if random.below(15) == 0 {
                 follower.checkpoint(follower.pin(), position(index)).unwrap();
             }
+            // Some versions are held for a while, over commits, discards and checkpoints, and are still whole then.
+            match random.below(12) {
+                0 => pins.push(if random.below(2) == 0 { leader.pin() } else { follower.pin() }),
+                1 if !pins.is_empty() => assert_whole(&pins.swap_remove(random.below(pins.len() as u64) as usize)),
+                _ => {}
+            }
             // The follower is behind the leader for an instant: a reader of either is at or after what both have.
             let seen: i64 = plain.query_row("SELECT seq FROM meta", [], |row| row.get(0)).unwrap();
             low.store(seen, SeqCst);
@@ -226,6 +246,7 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
     let reads: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
     assert!(reads > 0);
     writer.discard();
+    pins.iter().for_each(assert_whole);
 
     // After a last checkpoint the files are plain SQLite databases, equal byte for byte.
     for replica in [&leader, &follower] {
@@ -241,22 +262,136 @@ fn verify(page_size: u32, cache_pages: i32, steps: usize, seed: u64) {
 
 #[test]
 fn pages_of_4096_bytes() {
-    verify(4096, 200, 600, 1);
+    verify(4096, 200, 0, 600, 1);
 }
 
 #[test]
 fn a_cache_so_small_that_transactions_spill() {
-    verify(4096, 10, 600, 2);
+    verify(4096, 10, 0, 600, 2);
 }
 
 #[test]
 fn small_pages() {
-    verify(512, 20, 400, 3);
+    verify(512, 20, 0, 400, 3);
 }
 
 #[test]
 fn large_pages() {
-    verify(65536, 10, 300, 4);
+    verify(65536, 10, 0, 300, 4);
+}
+
+#[test]
+fn a_database_that_shrinks_by_itself() {
+    verify(1024, 30, 1, 400, 5);
+}
+
+#[test]
+fn a_database_that_shrinks_when_told() {
+    verify(8192, 10, 2, 400, 6);
+}
+
+/// As the tests above, for as long as one likes: `SEED=7 STEPS=4000 cargo test ... -- --ignored at_length`.
+#[test]
+#[ignore = "takes minutes"]
+fn equality_at_length() {
+    let number = |name: &str, otherwise: u64| std::env::var(name).map_or(otherwise, |text| text.parse().unwrap());
+    let mut random = Random::new(number("SEED", 7));
+    for round in 0..number("ROUNDS", 12) {
+        let page_size = 512 << random.below(8);
+        let (cache_pages, auto_vacuum) = ([10, 50, 200][random.below(3) as usize], random.below(3) as u32);
+        let seed = random.next();
+        println!(
+            "round {round}: {page_size} bytes a page, cache of {cache_pages}, auto_vacuum {auto_vacuum}, seed {seed}"
+        );
+        verify(page_size, cache_pages, auto_vacuum, number("STEPS", 2000) as usize, seed);
+    }
+}
+
+/// Readers that look at whole versions while commits and checkpoints go on under them.
+#[test]
+fn pinned_versions_stay_whole_under_concurrent_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let leader = open(folder.path(), "leader", &options(512));
+    let mut writer = leader.open_writer().unwrap();
+    writer.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").unwrap();
+    seal_and_commit(&mut writer, &leader).unwrap();
+    /// Rounds at least, and what each other thread has to get done meanwhile.
+    const ROUNDS: u64 = 1000;
+    const LOOKS: u64 = 20;
+    let stop = AtomicBool::new(false);
+    let done: [AtomicU64; 4] = Default::default();
+    std::thread::scope(|scope| {
+        // Ends the others whatever happens here.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, SeqCst);
+            }
+        }
+        let _stop = Stop(&stop);
+        let others: Vec<_> = done
+            .iter()
+            .enumerate()
+            .map(|(thread, done)| {
+                let (leader, stop) = (&leader, &stop);
+                scope.spawn(move || {
+                    while !stop.load(SeqCst) {
+                        let pin = leader.pin();
+                        if thread == 0 {
+                            leader.checkpoint(pin, position(done.load(SeqCst))).unwrap();
+                        } else {
+                            (0..4).for_each(|_| assert_whole(&pin));
+                        }
+                        done.fetch_add(1, SeqCst);
+                    }
+                })
+            })
+            .collect();
+        let mut random = Random::new(8);
+        let mut round = 0;
+        while round < ROUNDS || done.iter().any(|done| done.load(SeqCst) < LOOKS) {
+            assert!(others.iter().all(|other| !other.is_finished()), "a thread has failed");
+            round += 1;
+            let length = random.below(700);
+            let row = (random.below(40) as i64, random.blob(length));
+            writer.connection().execute("INSERT OR REPLACE INTO t VALUES (?, ?)", row).unwrap();
+            if round % 50 == 0 {
+                writer.connection().execute_batch("DELETE FROM t WHERE k % 3 = 0; VACUUM").unwrap();
+            }
+            if random.below(4) > 0 {
+                seal_and_commit(&mut writer, &leader).unwrap();
+            }
+        }
+    });
+    writer.discard();
+    assert!(leader.verify().unwrap());
+}
+
+/// SQLite never writes the page that holds byte 2^30: a database that grows over it is equal everywhere all the same.
+#[test]
+#[ignore = "writes 4 GiB"]
+fn a_database_over_the_lock_byte_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(65536);
+    let leader = open(folder.path(), "leader", &options);
+    let follower = open(folder.path(), "follower", &options);
+    let mut writer = leader.open_writer().unwrap();
+    writer.connection().execute_batch("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").unwrap();
+    let mut index = 0;
+    while leader.pin().page_count() < 16_500 {
+        index += 1;
+        writer.connection().execute("INSERT INTO t VALUES (?, zeroblob(50000000))", [index as i64]).unwrap();
+        follower.apply(&seal_and_commit(&mut writer, &leader).unwrap()).unwrap();
+        for replica in [&leader, &follower] {
+            replica.checkpoint(replica.pin(), position(index)).unwrap();
+        }
+    }
+    assert_same_pages(&leader, &follower);
+    writer.connection().execute_batch("DELETE FROM t WHERE k > 2; PRAGMA incremental_vacuum").unwrap();
+    follower.apply(&seal_and_commit(&mut writer, &leader).unwrap()).unwrap();
+    assert_same_pages(&leader, &follower);
+    let file = Connection::open(folder.path().join("follower.sqlite")).unwrap();
+    assert_integrity(&file);
 }
 
 #[test]
