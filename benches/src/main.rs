@@ -74,7 +74,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             let (system, command) = &systems[(turn + round) % systems.len()];
             eprintln!("round {} of {}: {system:?}", round + 1, arguments.rounds);
             let servers = Servers::start(command, arguments.nodes).await.with_context(|| format!("{system:?}"))?;
-            report.idle(*system, servers.rss_bytes()?);
+            report.idle(*system, servers.rss_bytes()? / arguments.nodes as u64);
             load::fill(&servers.urls, arguments.keys, arguments.value_bytes).await?;
             for workload in &arguments.workloads {
                 for clients in &arguments.clients {

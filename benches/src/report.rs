@@ -63,6 +63,7 @@ impl Report {
         self.rows.entry((workload, clients)).or_default()[slot(system)].push(measurement);
     }
 
+    /// Memory of one node right after the start.
     pub fn idle(&mut self, system: System, rss_bytes: u64) {
         self.idle[slot(system)].push(rss_bytes as f64 / 1024.0 / 1024.0);
     }
@@ -95,7 +96,7 @@ impl Report {
                 cell(|m| m.rss_mib, 0),
             );
         }
-        let idle = |slot: usize| median(self.idle[slot].iter().map(|total| total / 3.0));
+        let idle = |slot: usize| median(self.idle[slot].iter().copied());
         if let (Some(ours), Some(etcds)) = (idle(0), idle(1)) {
             let _ = writeln!(text, "\nIdle, right after the start: {ours:.0} / {etcds:.0} MiB a node.");
         }

@@ -76,7 +76,7 @@ impl Servers {
 
     /// Bytes that all nodes have caused to be written to disks so far.
     pub fn disk_bytes(&self) -> Result<u64> {
-        self.sum("io", "write_bytes:").or(Ok(0))
+        self.sum("io", "write_bytes:")
     }
 
     /// Resident memory of all nodes, in bytes.

@@ -1,7 +1,7 @@
 //! kill -9 of a random node every few seconds, under writes through all nodes.
 //!
-//! Every acknowledged write must be there at the end, on every node; no key may hold a value that was never written; the state
-//! hashes must be equal; each database file must pass SQLite's integrity check and be equal, byte for byte, on all nodes.
+//! Every acknowledged write must be there at the end, on every node; no key may hold a value that was never written; each
+//! database file must pass SQLite's integrity check and be equal, byte for byte, on all nodes.
 //!
 //! CRASH_SECONDS (default 60) and CRASH_SEED choose the run; the seed is printed.
 

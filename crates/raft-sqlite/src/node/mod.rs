@@ -377,7 +377,6 @@ impl Node {
     /// # Errors
     /// The last checkpoint could not be written: nothing is lost, the next start replays the log.
     pub async fn shutdown(&self) -> Result<(), crate::database::DatabaseError> {
-        let _ = self.inner.stop.send(true);
         if let Err(error) = self.transfer_leader(None).await {
             tracing::info!(%error, "the leadership was not handed over");
         }
@@ -385,6 +384,8 @@ impl Node {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
+        // Only now: until here peers had to be answered, to take over the leadership.
+        let _ = self.inner.stop.send(true);
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
         for task in tasks {
             task.abort();

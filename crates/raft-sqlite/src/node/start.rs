@@ -265,10 +265,10 @@ fn serve_peers(
     // Small answers must not wait for the acknowledgement of the ones before.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(async move {
-        // Not gracefully: streams of appends never end by themselves.
+        // Connections are tasks of their own: this is what ends them. Left open, a peer would go on talking to a node that has stopped
+        // in a process that has not.
         let stop = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
-            tokio::time::sleep(Duration::from_secs(3600)).await;
         };
         if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
             tracing::error!(%error, "the peer listener has ended");
