@@ -139,9 +139,10 @@ fn parse_initial_cluster(text: &str) -> Result<Vec<InitialMember>, Failure> {
 }
 
 pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
-    // openraft tells its inner life at level info: that is our debug.
+    // openraft tells its inner life at level info, and each call to a peer that is down at level warn: that is our debug. Changes of
+    // membership that meet another one are tried again.
     let level = match arguments.log_level.as_str() {
-        "info" => "info,openraft=warn",
+        "info" => "info,openraft=error,openraft::raft::api::management=off",
         level => level,
     };
     let filter = tracing_subscriber::EnvFilter::try_new(level)

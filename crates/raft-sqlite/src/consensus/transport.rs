@@ -57,6 +57,7 @@ impl Transport {
             purpose,
             channels: self.channels.clone(),
             answer_timeout: self.answer_timeout,
+            answers: true,
         }
     }
 }
@@ -87,6 +88,8 @@ pub struct Peer {
     purpose: Purpose,
     channels: Channels,
     answer_timeout: Duration,
+    /// Whether the last call was answered.
+    answers: bool,
 }
 
 impl Peer {
@@ -107,11 +110,29 @@ impl Peer {
             Ok(answer) => answer,
             Err(_) => Err(tonic::Status::deadline_exceeded("the peer did not answer in time")),
         };
+        self.tell_changes(answer.as_ref().err());
         match answer {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => {
                 self.next_url = self.next_url.wrapping_add(1);
                 Err(from_status(&status, self.target))
+            }
+        }
+    }
+
+    /// Logs that a follower is lost, or back: once each, which heartbeats notice first.
+    fn tell_changes(&mut self, failure: Option<&tonic::Status>) {
+        let answers = failure.is_none();
+        if self.purpose != Purpose::Heartbeat || answers == self.answers {
+            return;
+        }
+        self.answers = answers;
+        let (member, urls) = (format!("{:016x}", self.target), self.urls.join(","));
+        match failure {
+            None => tracing::info!(member, urls, "the peer answers again"),
+            Some(status) => {
+                let why = format!("{}: {}", status.code(), status.message());
+                tracing::warn!(member, urls, why, "the peer does not answer heartbeats: trying on");
             }
         }
     }
@@ -154,7 +175,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> BoxFuture<'s, Result<AppendResults<'s>, RPCError<TypeConfig>>>
     where
@@ -164,6 +185,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             return openraft::network::stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            // The first request before the connection: after an error openraft holds it back for a while, and without that a peer that
+            // is down would be tried without a pause.
+            let Some(first) = input.next().await else {
+                return Ok(Box::pin(futures_util::stream::empty()) as AppendResults<'s>);
+            };
+            let input = futures_util::stream::once(std::future::ready(first)).chain(input);
             let mut client = self.client()?;
             let sent = Arc::new(SendTimes::default());
             let clock = sent.clone();
