@@ -15,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::Failure;
 
 /// Values of keys kept in memory; what is not there is read from the database.
-const VALUE_CACHE_BYTES: usize = 16 << 20;
+const VALUE_CACHE_BYTES: usize = 8 << 20;
 /// Recent events kept for watchers that fall behind; older ones are read from the database.
-const EVENT_RING_BYTES: usize = 8 << 20;
+const EVENT_RING_BYTES: usize = 4 << 20;
 
 #[derive(Args)]
 pub struct ServeArguments {

@@ -1,11 +1,15 @@
 //! Bringing NAME.sqlite up to a pinned version, so that the log can be purged and memory freed.
 //!
 //! ```text
-//!  1 changed pages ──► NAME.sqlite-wal, synced     a crash before this is complete: the old file stands
+//!  0 new pages ──────► beyond NAME.sqlite's end, synced
+//!  1 changed pages ──► NAME.sqlite-wal, synced     a crash before this is complete: the old file stands, by its own header's size
 //!  2 the same ───────► NAME.sqlite, synced         from here to 4 a crash: 2 and 3 are done again from the WAL
 //!  3 the mark ───────► NAME.applied, synced
 //!  4 the WAL is removed; memory lets go of what the file has
 //! ```
+//! Nothing refers to what lies beyond the end before the WAL is complete, so new pages are written once, where a database that grows
+//! has most of its changes. INV-BEYOND-END: nothing there is written or cut off while a WAL of an earlier attempt may come back.
+//!
 //! INV-WAL-BEFORE-FILE: from the first write of step 2 until step 3 is on disk, the complete WAL stays as it is. So a checkpoint that
 //! fails there (a full disk) is finished first, from the same pages, before another one may write a WAL of its own.
 
@@ -24,6 +28,8 @@ pub(super) struct Files {
     pub database: Arc<dyn DiskFile>,
     /// Of the newest applied mark; 0 before the first.
     pub sequence: u64,
+    /// A checkpoint that failed in step 1 has left a WAL whose removal is not on disk.
+    pub wal_left: bool,
     /// A checkpoint that has come past step 1 and not to its end.
     pub started: Option<Started>,
     pub install: Install,
@@ -43,8 +49,10 @@ pub(super) enum Install {
 pub(super) struct Started {
     mark: AppliedMark,
     page_count: u32,
-    /// Sorted; the WAL on disk has the same. Empty: only the mark moves, there is no WAL.
+    /// Sorted. Empty: only the mark moves, there is no WAL.
     pages: Vec<(PageNumber, Arc<Page>)>,
+    /// So many of them, the first, go through the WAL; those after them lie beyond the file's end.
+    in_wal: usize,
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DatabaseError {
@@ -53,7 +61,13 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DatabaseError {
 
 impl Files {
     pub fn new(recovered: &Recovered) -> Self {
-        Self { database: recovered.file.clone(), sequence: recovered.sequence, started: None, install: Install::None }
+        Self {
+            database: recovered.file.clone(),
+            sequence: recovered.sequence,
+            wal_left: false,
+            started: None,
+            install: Install::None,
+        }
     }
 
     /// Does all steps, after those that an earlier attempt left undone. A pin below what the file has already changes nothing.
@@ -73,13 +87,21 @@ impl Files {
         let page_count = pin.page_count().map_err(|error| page_error(error, &paths.database))?;
         let mut pages = store.changed_at(&pin).map_err(|error| page_error(error, &paths.database))?;
         pages.retain(|(number, _)| number.0 <= page_count);
-        let started = Started { mark, page_count, pages };
-        if !started.pages.is_empty()
-            && let Err(error) = started.write_wal(disk, paths, &store)
-        {
-            // Nothing depends on it, and on a full disk its room is needed.
-            if let Err(error) = disk.remove(&paths.wal) {
-                tracing::warn!(path = %paths.wal.display(), %error, "an incomplete checkpoint WAL could not be removed");
+        let old_count = store.file_page_count();
+        // A database's first checkpoint is all in the WAL: before it there is no mark, and so no file.
+        let in_wal = match pages.partition_point(|(number, _)| number.0 <= old_count) {
+            0 => pages.len(),
+            in_wal => in_wal,
+        };
+        let started = Started { mark, page_count, pages, in_wal };
+        if let Err(error) = self.start(&started, disk, paths, &store) {
+            // Nothing depends on what was written, and on a full disk its room is needed.
+            let tidied = self.remove_wal(disk, paths).and_then(|()| {
+                let old_length = u64::from(old_count) * store.page_size().bytes() as u64;
+                self.database.set_length(old_length).map_err(io(&paths.database))
+            });
+            if let Err(error) = tidied {
+                tracing::warn!(path = %paths.database.display(), %error, "what an incomplete checkpoint has left is not removed yet");
             }
             return Err(error);
         }
@@ -89,19 +111,55 @@ impl Files {
         self.finish(disk, paths, &store)
     }
 
+    /// Steps 0 and 1.
+    fn start(
+        &mut self,
+        started: &Started,
+        disk: &dyn Disk,
+        paths: &Paths,
+        store: &PageStore,
+    ) -> Result<(), DatabaseError> {
+        if started.pages.is_empty() {
+            return Ok(());
+        }
+        let new = &started.pages[started.in_wal..];
+        if !new.is_empty() {
+            self.remove_wal(disk, paths)?;
+            self.write_pages(new, store).and_then(|()| self.database.sync()).map_err(io(&paths.database))?;
+        }
+        self.wal_left = true;
+        started.write_wal(disk, paths, store)?;
+        self.wal_left = false;
+        Ok(())
+    }
+
+    /// So that no crash brings it back.
+    fn remove_wal(&mut self, disk: &dyn Disk, paths: &Paths) -> Result<(), DatabaseError> {
+        if self.wal_left {
+            disk.remove(&paths.wal).map_err(io(&paths.wal))?;
+            disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
+            self.wal_left = false;
+        }
+        Ok(())
+    }
+
+    fn write_pages(&self, pages: &[(PageNumber, Arc<Page>)], store: &PageStore) -> std::io::Result<()> {
+        let bytes = store.page_size().bytes() as u64;
+        pages
+            .iter()
+            .try_for_each(|(number, page)| self.database.write_at(page.bytes(), u64::from(number.0 - 1) * bytes))
+    }
+
     /// Steps 2 to 4 of the checkpoint that was started, if one was.
     fn finish(&mut self, disk: &dyn Disk, paths: &Paths, store: &Arc<PageStore>) -> Result<(), DatabaseError> {
-        let Some(Started { mark, page_count, pages }) = &self.started else {
+        let Some(Started { mark, page_count, pages, in_wal }) = &self.started else {
             return Ok(());
         };
         if !pages.is_empty() {
             let numbers = pages.iter().map(|(number, _)| *number);
             store.preserve(numbers, *page_count, mark.version).map_err(io(&paths.database))?;
+            self.write_pages(&pages[..*in_wal], store).map_err(io(&paths.database))?;
             let bytes = store.page_size().bytes() as u64;
-            for (number, page) in pages {
-                let offset = u64::from(number.0 - 1) * bytes;
-                self.database.write_at(page.bytes(), offset).map_err(io(&paths.database))?;
-            }
             self.database.set_length(u64::from(*page_count) * bytes).map_err(io(&paths.database))?;
             self.database.sync().map_err(io(&paths.database))?;
         }
@@ -125,7 +183,7 @@ impl Started {
     /// Step 1. When it returns, the file and its WAL are the database at this version, for us and for plain SQLite.
     fn write_wal(&self, disk: &dyn Disk, paths: &Paths, store: &PageStore) -> Result<(), DatabaseError> {
         let wal = open(disk, &paths.wal)?;
-        let images = self.pages.iter().map(|(number, page)| (*number, page.bytes()));
+        let images = self.pages[..self.in_wal].iter().map(|(number, page)| (*number, page.bytes()));
         checkpoint_wal::write(&*wal, store.page_size(), self.page_count, images, &self.mark).map_err(io(&paths.wal))?;
         disk.sync_folder(&paths.folder).map_err(io(&paths.folder))
     }

@@ -84,7 +84,7 @@ pub(crate) fn recover(disk: &dyn Disk, paths: &Paths) -> Result<Recovered, Datab
     disk.remove(&paths.shm).map_err(io(&paths.shm))?;
     disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
     let file = open(disk, &paths.database)?;
-    let (page_count, page_size) = measure(&*file, paths, newest.is_some())?;
+    let (page_count, page_size) = measure(&*file, paths, newest.is_some(), Beyond::CutOff)?;
     Ok(Recovered {
         file,
         sequence: newest.map_or(0, |(sequence, _)| sequence),
@@ -121,8 +121,21 @@ fn redo(
     file.sync().map_err(io)
 }
 
+/// What to do with bytes beyond the end that a database's header states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beyond {
+    /// A checkpoint that was cut short has left them.
+    CutOff,
+    Refuse,
+}
+
 /// Pages and page size of a database file, by its own header.
-fn measure(file: &dyn DiskFile, paths: &Paths, has_mark: bool) -> Result<(u32, Option<PageSize>), DatabaseError> {
+fn measure(
+    file: &dyn DiskFile,
+    paths: &Paths,
+    has_mark: bool,
+    beyond: Beyond,
+) -> Result<(u32, Option<PageSize>), DatabaseError> {
     let path = &paths.database;
     let length = file.length().map_err(|error| DatabaseError::io(path, error))?;
     let damaged = |offset: u64, why: String| DatabaseError::Damaged { path: path.clone(), offset, why };
@@ -144,7 +157,10 @@ fn measure(file: &dyn DiskFile, paths: &Paths, has_mark: bool) -> Result<(u32, O
     let page_size = PageSize::new(if stated == 1 { 65536 } else { stated })
         .ok_or_else(|| damaged(16, format!("page size {stated}")))?;
     let pages = be32(&header, DATABASE_SIZE_AT);
-    if length != u64::from(pages) * page_size.bytes() as u64 {
+    let stated = u64::from(pages) * page_size.bytes() as u64;
+    if length > stated && beyond == Beyond::CutOff {
+        file.set_length(stated).map_err(|error| DatabaseError::io(path, error))?;
+    } else if length != stated {
         return Err(damaged(length, format!("it should have {pages} pages of {} bytes", page_size.bytes())));
     }
     Ok((pages, Some(page_size)))
@@ -193,7 +209,7 @@ pub(crate) fn prepare_install(
     };
     file.sync().map_err(io(received))?;
     let probe = Paths { database: received.to_owned(), ..paths.clone() };
-    let (page_count, page_size) = measure(&*file, &probe, true)?;
+    let (page_count, page_size) = measure(&*file, &probe, true, Beyond::Refuse)?;
     let page_size =
         page_size.ok_or_else(|| DatabaseError::Internal("a received database without a page size".into()))?;
     let hash = hash_file(&*file, page_size, page_count).map_err(io(received))?;

@@ -440,6 +440,11 @@ impl PageStore {
         *self.checkpointed.lock()
     }
 
+    /// Pages in the file, as of the last checkpoint; 0 before the first.
+    pub fn file_page_count(&self) -> u32 {
+        self.file_pages.load(Ordering::Acquire) as u32
+    }
+
     /// The pages to write for a checkpoint at `pin`, sorted.
     ///
     /// # Errors
@@ -468,7 +473,7 @@ impl PageStore {
         if smallest >= upto {
             return Ok(());
         }
-        let old_pages = self.file_pages.load(Ordering::Acquire) as u32;
+        let old_pages = self.file_page_count();
         let cut = (page_count + 1..=old_pages).map(PageNumber);
         for number in numbers.chain(cut) {
             if self.cached_at(number, smallest).is_some() {

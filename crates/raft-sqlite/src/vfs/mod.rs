@@ -28,7 +28,7 @@ use methods::View;
 /// Prepared statements that a connection keeps.
 const STATEMENT_CACHE: usize = 256;
 /// SQLite's page cache of the writer, in KiB. It only ever holds what is used.
-const WRITER_CACHE_KIB: u32 = 8 * 1024;
+const WRITER_CACHE_KIB: u32 = 4 * 1024;
 /// SQLite's page cache of a reader, in KiB: small, since images in memory are used without copying.
 const READER_CACHE_KIB: u32 = 4 * 1024;
 
