@@ -73,7 +73,7 @@ pub struct NodeConfig {
     pub max_transaction_bytes: u64,
     /// A checkpoint is made after this many log entries; 10,000.
     pub checkpoint_entries: u64,
-    /// A checkpoint is made when the pages in memory exceed this many bytes; 16 MiB.
+    /// A checkpoint is made when the pages in memory exceed this many bytes; 8 MiB.
     pub checkpoint_bytes: u64,
     /// Checkpointed log entries kept for followers that lag; 5,000.
     pub log_entries_to_keep: u64,
@@ -102,7 +102,7 @@ impl NodeConfig {
             page_size: 4096,
             max_transaction_bytes: 64 * 1024 * 1024,
             checkpoint_entries: 10_000,
-            checkpoint_bytes: 16 * 1024 * 1024,
+            checkpoint_bytes: 8 * 1024 * 1024,
             log_entries_to_keep: 5_000,
             reader_threads: 0,
             log_sync: SyncMode::default(),

@@ -312,6 +312,11 @@ impl Replica {
         Arc::new(store)
     }
 
+    /// False: there is content, and no checkpoint of it yet.
+    pub fn has_file(&self) -> bool {
+        self.committed() == Version(0) || self.store().checkpointed_version().is_some()
+    }
+
     /// Pins the committed version.
     pub fn pin(&self) -> PinnedVersion {
         PinnedVersion { pin: self.store().pin() }

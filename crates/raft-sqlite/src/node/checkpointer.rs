@@ -1,4 +1,4 @@
-//! When a checkpoint is due: after so many entries or so many bytes of page images in memory.
+//! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +24,9 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
         let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
         let entries = applied.saturating_sub(checkpointed);
         let memory_bytes = node.machine.memory_bytes();
-        let due = entries >= node.config.checkpoint_entries || memory_bytes >= node.config.checkpoint_bytes;
+        let due = entries >= node.config.checkpoint_entries
+            || memory_bytes >= node.config.checkpoint_bytes
+            || node.machine.has_database_without_file();
         if due && entries > 0 && node.raft.trigger().snapshot().await.is_err() {
             return;
         }

@@ -378,6 +378,11 @@ impl Machine {
         self.states().iter().map(|state| state.replica.statistics().memory_bytes as u64).sum()
     }
 
+    /// Whether some database has content and no file yet. Its first checkpoint writes everything twice: better while it is small.
+    pub fn has_database_without_file(&self) -> bool {
+        self.states().iter().any(|state| !state.replica.has_file())
+    }
+
     fn states(&self) -> Vec<Arc<DatabaseState>> {
         self.inner.databases.read().values().cloned().collect()
     }
