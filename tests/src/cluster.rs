@@ -1,5 +1,6 @@
 //! Clusters of real processes on loopback.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ pub fn program() -> Result<PathBuf> {
         format!("no program raft-sqlite beside {}: run `cargo build --workspace` first", test.display())
     })
 }
+
+/// Flags of the program by name.
+pub type Flags = BTreeMap<String, String>;
 
 /// One node of a cluster.
 #[derive(Debug)]
@@ -99,31 +103,85 @@ impl Cluster {
         Ok(Cluster { nodes, folder, arguments })
     }
 
-    /// The command line of a node.
-    pub fn command(&self, index: usize) -> Result<Command> {
-        let server = server()?;
+    /// The flags of a node, by name without dashes; an empty value is a switch.
+    pub fn flags(&self, index: usize) -> Flags {
         let node = &self.nodes[index];
         let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.name, node.peer_url)).collect();
+        [
+            ("name", node.name.clone()),
+            ("data-dir", node.data_dir.display().to_string()),
+            ("listen-client-urls", node.client_url.clone()),
+            ("advertise-client-urls", node.client_url.clone()),
+            ("listen-peer-urls", node.peer_url.clone()),
+            ("initial-advertise-peer-urls", node.peer_url.clone()),
+            ("initial-cluster", members.join(",")),
+            ("initial-cluster-state", "new".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    /// The command line with these flags.
+    pub fn command(&self, flags: &Flags) -> Result<Command> {
+        let server = server()?;
         let mut command = Command::new(&server[0]);
-        command.args(&server[1..]).args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
-        command.args(["--listen-client-urls", &node.client_url, "--advertise-client-urls", &node.client_url]);
-        command.args(["--listen-peer-urls", &node.peer_url, "--initial-advertise-peer-urls", &node.peer_url]);
-        command.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
+        command.args(&server[1..]).stdin(Stdio::null());
+        for (name, value) in flags {
+            command.arg(format!("--{name}"));
+            if !value.is_empty() {
+                command.arg(value);
+            }
+        }
         command.args(&self.arguments);
         Ok(command)
     }
 
     /// Starts a node that is not running.
     pub fn spawn(&mut self, index: usize) -> Result<()> {
-        let mut command = self.command(index)?;
+        self.spawn_with(index, &self.flags(index))
+    }
+
+    /// The same with other flags.
+    pub fn spawn_with(&mut self, index: usize, flags: &Flags) -> Result<()> {
+        let mut command = self.command(flags)?;
         let node = &mut self.nodes[index];
         if node.child.is_some() {
             bail!("{} is running already", node.name);
         }
         let log = File::options().create(true).append(true).open(&node.log)?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdout(log.try_clone()?).stderr(log);
         node.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
         Ok(())
+    }
+
+    /// Starts a node that is expected to end by itself: its exit code, and what it wrote.
+    pub async fn refusal(&self, flags: &Flags) -> Result<(Option<i32>, String)> {
+        let mut command = self.command(flags)?;
+        let output = self.folder.path().join(format!("refusal-{}.log", flags["name"]));
+        let log = File::create(&output)?;
+        let mut child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
+        let ended = wait::until("a start that is refused", || {
+            let ended = child.try_wait();
+            async move { ended?.context("it still runs") }
+        })
+        .await;
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let text = std::fs::read_to_string(&output)?;
+        let status = ended.with_context(|| text.clone())?;
+        Ok((status.code(), text))
+    }
+
+    /// Waits until a line of the node's log holds `text`.
+    pub async fn wait_logged(&self, index: usize, text: &str) -> Result<()> {
+        let node = &self.nodes[index];
+        wait::until(&format!("{:?} in the log of {}", text, node.name), || async {
+            let log = std::fs::read_to_string(&node.log)?;
+            if log.contains(text) { Ok(()) } else { bail!("{}", self.logs()) }
+        })
+        .await
     }
 
     /// Waits until every running node answers and knows a leader.

@@ -17,6 +17,11 @@ pub async fn connect(url: &str) -> Result<Channel> {
     Ok(endpoint.connect().await?)
 }
 
+/// The gRPC status behind an error of this module.
+pub fn grpc_status(error: &anyhow::Error) -> Option<&tonic::Status> {
+    error.downcast_ref()
+}
+
 /// Maintenance.Status.
 pub async fn status(url: &str) -> Result<StatusResponse> {
     let mut client = MaintenanceClient::new(connect(url).await?);
@@ -49,7 +54,8 @@ pub async fn get_prefix(channel: &Channel, prefix: &str) -> Result<Vec<(String, 
     }
     let request =
         RangeRequest { key: prefix.as_bytes().to_vec().into(), range_end: end.into(), ..RangeRequest::default() };
-    let answer = KvClient::new(channel.clone()).range(request).await?.into_inner();
+    let mut client = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+    let answer = client.range(request).await?.into_inner();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(answer.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value))).collect())
 }

@@ -5,32 +5,28 @@
 //!
 //! CRASH_SECONDS (default 60) and CRASH_SEED choose the run; the seed is printed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use parking_lot::Mutex;
+use anyhow::{Result, ensure};
 use raft_sqlite_tests::cluster::{Cluster, SERVER_VARIABLE};
-use raft_sqlite_tests::{etcd, wait};
+use raft_sqlite_tests::etcd;
+use raft_sqlite_tests::ledger::{Ledger, stop_and_compare};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 const NODES: usize = 3;
 const WRITERS: usize = 12;
 
-/// What the writers know.
-#[derive(Default)]
-struct Book {
-    /// Key to the value of its last acknowledged write.
-    acknowledged: Mutex<BTreeMap<String, u64>>,
-    /// Key to the highest value that was ever sent.
-    sent: Mutex<BTreeMap<String, u64>>,
-    failures: AtomicU64,
-}
-
-async fn writer(number: usize, urls: Vec<String>, book: Arc<Book>, stop: Arc<AtomicBool>, seed: u64) {
+async fn writer(
+    number: usize,
+    urls: Vec<String>,
+    ledger: Arc<Ledger>,
+    failures: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    seed: u64,
+) {
     let mut random = StdRng::seed_from_u64(seed ^ ((number as u64 + 1) << 32));
     let mut value = 0;
     let mut channel = None;
@@ -46,39 +42,15 @@ async fn writer(number: usize, urls: Vec<String>, book: Arc<Book>, stop: Arc<Ato
         // Each writer has its own keys and writes rising values, so that the newest acknowledged one must never be undercut.
         let key = format!("crash/{number:02}/{}", random.random_range(0..20));
         value += 1;
-        book.sent.lock().insert(key.clone(), value);
+        ledger.sending(&key, value);
         match etcd::put(open, &key, &value.to_string()).await {
-            Ok(_) => {
-                book.acknowledged.lock().insert(key, value);
-            }
+            Ok(_) => ledger.acknowledged(&key, value),
             Err(_) => {
-                book.failures.fetch_add(1, Ordering::Relaxed);
+                failures.fetch_add(1, Ordering::Relaxed);
                 channel = None;
             }
         }
     }
-}
-
-fn check(book: &Book, found: &[(String, String)], where_from: &str) -> Result<()> {
-    let found: BTreeMap<&str, u64> = found
-        .iter()
-        .map(|(key, value)| Ok((key.as_str(), value.parse()?)))
-        .collect::<Result<_>>()
-        .context("a value that no writer wrote")?;
-    for (key, value) in book.acknowledged.lock().iter() {
-        match found.get(key.as_str()) {
-            None => bail!("{where_from}: {key} = {value} was acknowledged and is lost"),
-            Some(there) if there < value => {
-                bail!("{where_from}: {key} = {value} was acknowledged, {there} is there")
-            }
-            Some(_) => {}
-        }
-    }
-    for (key, value) in &found {
-        let sent = book.sent.lock().get(*key).copied().unwrap_or(0);
-        ensure!(*value <= sent, "{where_from}: {key} = {value}, but only {sent} was ever sent");
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,10 +66,11 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
     )
     .await?;
     let urls: Vec<String> = cluster.nodes.iter().map(|node| node.client_url.clone()).collect();
-    let book = Arc::new(Book::default());
+    let ledger = Arc::new(Ledger::default());
+    let failures = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..WRITERS)
-        .map(|number| tokio::spawn(writer(number, urls.clone(), book.clone(), stop.clone(), seed)))
+        .map(|number| tokio::spawn(writer(number, urls.clone(), ledger.clone(), failures.clone(), stop.clone(), seed)))
         .collect();
 
     let start = Instant::now();
@@ -129,51 +102,17 @@ async fn acknowledged_writes_survive_kills() -> Result<()> {
     for writer in writers {
         writer.await?;
     }
-    let acknowledged = book.acknowledged.lock().len();
-    let written: u64 = book.sent.lock().values().sum();
+    let acknowledged = ledger.acknowledged_count();
     println!(
-        "{kills} kills; {acknowledged} keys acknowledged, {} failed writes, highest values add up to {written}",
-        book.failures.load(Ordering::Relaxed)
+        "{kills} kills; {acknowledged} keys acknowledged, {} failed writes, highest values add up to {}",
+        failures.load(Ordering::Relaxed),
+        ledger.sent_sum()
     );
     ensure!(acknowledged > WRITERS, "hardly anything was written: the test tests nothing");
 
-    let mut contents = Vec::new();
-    for url in &urls {
-        let found = wait::until("a linearizable list", || async {
-            let channel = etcd::connect(url).await?;
-            etcd::get_prefix(&channel, "crash/").await
-        })
-        .await?;
-        check(&book, &found, url)?;
-        contents.push(found);
-    }
-    ensure!(contents.windows(2).all(|pair| pair[0] == pair[1]), "the nodes list different states");
-
-    // Followers first, so that the leader's last entries reach everybody: then all stop cleanly, and the files must be equal.
+    ledger.check_nodes(&cluster, "crash/").await?;
     if std::env::var_os(SERVER_VARIABLE).is_none() {
-        wait::until("all nodes at the same applied index", || async {
-            let mut indexes = Vec::new();
-            for url in &urls {
-                indexes.push(etcd::status(url).await?.raft_applied_index);
-            }
-            ensure!(indexes.windows(2).all(|pair| pair[0] == pair[1]), "applied {indexes:?}");
-            Ok(())
-        })
-        .await?;
-        let mut files = Vec::new();
-        for index in 0..NODES {
-            cluster.stop(index)?;
-        }
-        for node in &cluster.nodes {
-            let path = node.data_dir.join("db/etcd.sqlite");
-            ensure!(!path.with_extension("sqlite-wal").exists(), "{}: a WAL is left", path.display());
-            let connection = rusqlite::Connection::open(&path)?;
-            let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
-            ensure!(verdict == "ok", "{}: {verdict}", path.display());
-            drop(connection);
-            files.push(std::fs::read(&path)?);
-        }
-        ensure!(files.windows(2).all(|pair| pair[0] == pair[1]), "the database files differ");
+        stop_and_compare(&mut cluster).await?;
     }
     Ok(())
 }

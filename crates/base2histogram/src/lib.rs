@@ -2,7 +2,7 @@
 //!
 //! The crate of this name builds lookup tables for sixteen bucket widths when the first histogram is made: 27 MB, of which openraft
 //! uses 2 KB. A whole node of ours takes less. `[patch.crates-io]` in the workspace's manifest puts this one in its place; it has what
-//! openraft calls. docs/adr/0006-openraft-statistics.md.
+//! openraft calls. docs/adr/0008-openraft-statistics.md.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use kine_adapter::Server;
 use kine_adapter::kv::{Store, StoreOptions};
-use kine_adapter::server::ServerOptions;
-use raft_sqlite::config::host_and_port;
+use kine_adapter::server::{ServerOptions, TlsOptions};
+use raft_sqlite::config::{PeerTls, host_and_port};
+use raft_sqlite::error::StartError;
 use raft_sqlite::{ClusterStart, InitialMember, Node, NodeConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +64,30 @@ pub struct ServeArguments {
     /// Log entries between two checkpoints of the database file
     #[arg(long, env = "ETCD_SNAPSHOT_COUNT", default_value_t = 10_000)]
     snapshot_count: u64,
+    /// This node's certificate for clients (PEM file); with it, client addresses are https://
+    #[arg(long, env = "ETCD_CERT_FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Its private key (PEM file)
+    #[arg(long, env = "ETCD_KEY_FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+    /// The authority that signs clients' certificates (PEM file); with it, clients must show one
+    #[arg(long, env = "ETCD_TRUSTED_CA_FILE", requires = "cert_file")]
+    trusted_ca_file: Option<PathBuf>,
+    /// Clients must show a certificate: needs --trusted-ca-file, and follows from it
+    #[arg(long, env = "ETCD_CLIENT_CERT_AUTH", requires = "trusted_ca_file")]
+    client_cert_auth: bool,
+    /// This node's certificate for peers (PEM file), shown in both directions; with it, peer addresses are https://
+    #[arg(long, env = "ETCD_PEER_CERT_FILE", requires_all = ["peer_key_file", "peer_trusted_ca_file"])]
+    peer_cert_file: Option<PathBuf>,
+    /// Its private key (PEM file)
+    #[arg(long, env = "ETCD_PEER_KEY_FILE", requires = "peer_cert_file")]
+    peer_key_file: Option<PathBuf>,
+    /// The authority that signs every peer's certificate (PEM file)
+    #[arg(long, env = "ETCD_PEER_TRUSTED_CA_FILE", requires = "peer_cert_file")]
+    peer_trusted_ca_file: Option<PathBuf>,
+    /// Peers must show a certificate: always so with --peer-cert-file
+    #[arg(long, env = "ETCD_PEER_CLIENT_CERT_AUTH", requires = "peer_cert_file")]
+    peer_client_cert_auth: bool,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,raft_sqlite=debug
     #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -106,6 +131,10 @@ impl ServeArguments {
             .iter()
             .map(|url| host_and_port(url).map_err(|why| Failure::usage(format!("--listen-peer-urls: {why}"))))
             .collect::<Result<Vec<_>, _>>()?;
+        let encrypted = self.peer_cert_file.is_some();
+        check_schemes("--listen-peer-urls", &self.listen_peer_urls, encrypted, "--peer-cert-file")?;
+        check_schemes("--initial-advertise-peer-urls", &peers, encrypted, "--peer-cert-file")?;
+        check_schemes("--listen-client-urls", &self.listen_client_urls, self.cert_file.is_some(), "--cert-file")?;
         Ok(NodeConfig {
             name: self.name.clone(),
             listen_peers,
@@ -115,9 +144,55 @@ impl ServeArguments {
             heartbeat_interval: Duration::from_millis(self.heartbeat_interval),
             election_timeout: Duration::from_millis(self.election_timeout),
             checkpoint_entries: self.snapshot_count.max(1),
+            peer_tls: self.peer_tls()?,
             ..NodeConfig::single(&self.data_dir)
         })
     }
+}
+
+impl ServeArguments {
+    fn peer_tls(&self) -> Result<Option<PeerTls>, Failure> {
+        let (Some(certificate), Some(key), Some(authority)) =
+            (&self.peer_cert_file, &self.peer_key_file, &self.peer_trusted_ca_file)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(PeerTls {
+            certificate_pem: read_pem("--peer-cert-file", certificate)?,
+            key_pem: read_pem("--peer-key-file", key)?,
+            authority_pem: read_pem("--peer-trusted-ca-file", authority)?,
+        }))
+    }
+
+    fn client_tls(&self) -> Result<Option<TlsOptions>, Failure> {
+        let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) else { return Ok(None) };
+        let authority = self.trusted_ca_file.as_ref();
+        Ok(Some(TlsOptions {
+            certificate: read_pem("--cert-file", certificate)?,
+            key: read_pem("--key-file", key)?,
+            client_authority: authority.map(|path| read_pem("--trusted-ca-file", path)).transpose()?,
+        }))
+    }
+}
+
+fn read_pem(flag: &str, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::usage(format!("{flag} {}: {error}", path.display())))
+}
+
+/// Addresses say http or https, certificates are there or not: both must agree, lest something goes over the wire in the clear.
+fn check_schemes(flag: &str, urls: &[String], encrypted: bool, certificate_flag: &str) -> Result<(), Failure> {
+    for url in urls {
+        match (url.starts_with("https://"), encrypted) {
+            (true, false) => {
+                return Err(Failure::usage(format!("{flag}: {url} needs a certificate ({certificate_flag})")));
+            }
+            (false, true) => {
+                return Err(Failure::usage(format!("{flag}: {url} must be https:// with {certificate_flag}")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// `NAME=URL,NAME=URL`; a name that comes twice has two addresses.
@@ -142,13 +217,14 @@ pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
     // openraft tells its inner life at level info, and each call to a peer that is down at level warn: that is our debug. Changes of
     // membership that meet another one are tried again.
     let level = match arguments.log_level.as_str() {
-        "info" => "info,openraft=error,openraft::raft::api::management=off",
+        "info" => "info,openraft=error,openraft::raft::api::management=off,openraft::progress=warn",
         level => level,
     };
     let filter = tracing_subscriber::EnvFilter::try_new(level)
         .map_err(|error| Failure::usage(format!("--log-level {:?}: {error}", arguments.log_level)))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = arguments.config()?;
+    let tls = arguments.client_tls()?;
     // Before the node is started: a port in use must not cost an election.
     let mut listeners = Vec::new();
     for url in &arguments.listen_client_urls {
@@ -171,15 +247,23 @@ pub async fn run(arguments: ServeArguments) -> Result<(), Failure> {
         event_ring_bytes: EVENT_RING_BYTES,
         ..StoreOptions::default()
     });
-    let node = Node::builder(config)
-        .observer(store.observer())
-        .handler("etcd", store.handler())
-        .start()
-        .await
-        .map_err(|error| Failure::failed(format!("the node did not start: {error}")))?;
+    let starting = Node::builder(config).observer(store.observer()).handler("etcd", store.handler()).start();
+    let started = tokio::select! {
+        started = starting => started,
+        // Joining may take long. Nothing was promised to anybody yet that is not on the disk.
+        _ = terminate.recv() => return Err(Failure::failed("told to stop before the node had started")),
+        _ = interrupt.recv() => return Err(Failure::failed("told to stop before the node had started")),
+    };
+    let node = started.map_err(|error| match error {
+        error @ StartError::Listen { .. } => {
+            Failure::failed(format!("the node did not start: {error} (--listen-peer-urls)"))
+        }
+        error => Failure::failed(format!("the node did not start: {error}")),
+    })?;
     store.attach(node.clone());
     let options = ServerOptions {
         election_timeout: Duration::from_millis(arguments.election_timeout),
+        tls,
         ..ServerOptions::default()
     };
     let server = Server::new(node.clone(), store, options);

@@ -100,6 +100,12 @@ pub enum ReadError {
     /// Too many reads wait on this node.
     #[error("too many reads are waiting on this node: try again later")]
     Overloaded,
+    /// It held its version for so long that the page images it needs are gone. Read again, in shorter transactions.
+    #[error("the read has held its version for longer than {} s: split it into shorter ones", max_age.as_secs())]
+    TooOld {
+        /// The bound.
+        max_age: std::time::Duration,
+    },
     /// SQLite's own error.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),
@@ -156,6 +162,10 @@ pub enum StartError {
     /// A database file's own error.
     #[error(transparent)]
     Database(#[from] crate::database::DatabaseError),
+    /// Its peers say that this node must not take part: its data were lost, it was removed, or it is of another cluster. Nothing was
+    /// changed.
+    #[error("{0}")]
+    Refused(String),
     /// Raft did not start.
     #[error("raft did not start: {0}")]
     Raft(String),

@@ -27,6 +27,7 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("etcdserverpb.Cluster", "MemberRemove", "unary"),
     ("etcdserverpb.Cluster", "MemberUpdate", "unary"),
     ("etcdserverpb.Cluster", "MemberList", "unary"),
+    ("etcdserverpb.Cluster", "MemberRemove", "unary"),
     ("etcdserverpb.Cluster", "MemberPromote", "unary"),
     ("etcdserverpb.Maintenance", "Alarm", "unary"),
     ("etcdserverpb.Maintenance", "Status", "unary"),

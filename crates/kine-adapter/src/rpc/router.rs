@@ -238,6 +238,7 @@ impl Router {
             ("etcdserverpb.Lease", "LeaseKeepAlive") => self.lease_keep_alive(request, limit, requires_leader).await,
 
             ("etcdserverpb.Cluster", "MemberList") => unary(request, limit, |q| s.member_list(q)).await,
+            ("etcdserverpb.Cluster", "MemberRemove") => unary(request, limit, |q| s.member_remove(q)).await,
             ("etcdserverpb.Maintenance", "Status") => unary(request, limit, |q| s.status(q)).await,
             ("etcdserverpb.Maintenance", "Alarm") => unary(request, limit, |q| s.alarm(q)).await,
             ("etcdserverpb.Auth", "AuthStatus") => unary(request, limit, |q| s.auth_status(q)).await,

@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 
 pub use sql::{Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
 
+use crate::database::DatabaseError;
 use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};
+use crate::database::reader_pool::Read;
 use crate::error::{ReadError, WriteError};
 use crate::node::Node;
 use crate::page::Version;
@@ -128,14 +130,23 @@ impl Database {
         }
         let state = inner.machine.database(&self.name).ok_or_else(|| ReadError::NoSuchDatabase(self.name.clone()))?;
         let (sender, receiver) = oneshot::channel();
-        let read = Box::new(move |opened: Result<(&rusqlite::Connection, Version), _>| {
-            let _ = sender.send(opened.map(|(connection, version)| closure(connection, version)));
+        let read: Read = Box::new(move |opened| {
+            let value = opened.map(|(connection, version)| closure(connection, version));
+            Box::new(move |ended| {
+                // What the closure gives may be an error that only says that a page could not be read.
+                let answer = match ended {
+                    Err(error @ DatabaseError::ReaderTooOld { .. }) => Err(error),
+                    _ => value,
+                };
+                let _ = sender.send(answer);
+            })
         });
         if !inner.machine.readers().submit(state.replica.clone(), read) {
             return Err(ReadError::Overloaded);
         }
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
+            Ok(Err(DatabaseError::ReaderTooOld { max_age })) => Err(ReadError::TooOld { max_age }),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
         }

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 
 use super::sql::{Executed, Rows, SqlError};
+use crate::database::{explain_refusal, forget_refusal};
 use crate::error::WriteError;
 use crate::network::proto;
 use crate::network::proto::sql_failure::Kind;
@@ -57,11 +58,16 @@ pub(super) struct StatementResult {
     pub last_insert_rowid: i64,
 }
 
-/// Runs one statement on any connection.
+/// Runs one statement on any connection. What a replicated database refuses is refused with the reason, on every path alike.
 pub(super) fn run_statement(
     connection: &Connection,
     statement: &proto::SqlStatement,
 ) -> Result<StatementResult, rusqlite::Error> {
+    forget_refusal();
+    try_statement(connection, statement).map_err(explain_refusal)
+}
+
+fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Result<StatementResult, rusqlite::Error> {
     let before = connection.total_changes();
     let mut prepared = connection.prepare_cached(&statement.sql)?;
     let mut position = 0;

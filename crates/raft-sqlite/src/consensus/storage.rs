@@ -63,6 +63,22 @@ impl LogStorage {
         !self.stalled.lock().appends.is_empty()
     }
 
+    /// Waits until no entry up to `index` waits for room on the disk. openraft takes entries for written once something later is, and a
+    /// vote is written at once although entries before it wait: so no follower's acknowledgement may leave this node before
+    /// (INV-LOG-SYNCED).
+    pub async fn written(&self, index: u64) {
+        let waits = |stalled: &Stalled| {
+            stalled
+                .appends
+                .front()
+                .and_then(|(entries, _)| entries.first())
+                .is_some_and(|first| first.id.index <= index)
+        };
+        while waits(&self.stalled.lock()) {
+            tokio::time::sleep(RETRY_INTERVAL / 4).await;
+        }
+    }
+
     /// Tries to write what is stalled, in order. True: nothing is left.
     fn retry(&self) -> io::Result<bool> {
         let mut stalled = self.stalled.lock();
@@ -137,6 +153,10 @@ fn to_io(error: LogError) -> io::Error {
 async fn wait_synced(start: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Result<(), LogError>) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     start(sender).map_err(to_io)?;
+    synced(receiver).await
+}
+
+async fn synced(receiver: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {
     receiver.await.map_err(|_| io::Error::other("the log's writer thread has ended"))?
 }
 
@@ -257,12 +277,20 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
                 return Ok(());
             }
         }
-        wait_synced(|done| {
-            self.log.truncate_after(last_log_id.map(|id| id.index), move |result| {
-                let _ = done.send(result);
-            })
-        })
-        .await
+        let last = last_log_id.map(|id| id.index);
+        loop {
+            let (sender, receiver) = oneshot::channel();
+            let done = move |result| {
+                let _ = sender.send(result);
+            };
+            match self.log.truncate_after(last, done) {
+                Ok(()) => return synced(receiver).await,
+                // Only when dozens of truncations have used up what is kept free for them. A follower that cannot drop its tail
+                // can take no entries either: it waits.
+                Err(LogError::DiskFull { .. }) => tokio::time::sleep(RETRY_INTERVAL).await,
+                Err(error) => return Err(to_io(error)),
+            }
+        }
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
@@ -276,11 +304,44 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             };
             entry.id
         };
-        wait_synced(|done| {
-            self.log.purge(upto, move |result| {
-                let _ = done.send(result);
-            })
-        })
-        .await
+        let (sender, receiver) = oneshot::channel();
+        let done = move |result| {
+            let _ = sender.send(result);
+        };
+        match self.log.purge(upto, done) {
+            Ok(()) => synced(receiver).await,
+            // The next purge takes these entries along.
+            Err(LogError::DiskFull { .. }) => Ok(()),
+            Err(error) => Err(to_io(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::LogOptions;
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_from_a_stalled_entry_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path(), &LogOptions::default()).unwrap();
+        let storage = LogStorage::new(log, Arc::default());
+        assert!(storage.written(7).now_or_never().is_some());
+        let entry = |index| Entry { id: EntryId { term: 1, index }, kind: 0, payload: Bytes::new() };
+        storage.stalled.lock().appends.push_back((vec![entry(5), entry(6)], IOFlushed::noop()));
+        assert!(storage.is_full());
+        assert!(storage.written(4).now_or_never().is_some());
+        for index in [5, 6, 7] {
+            assert!(storage.written(index).now_or_never().is_none(), "entry {index} was acknowledged");
+        }
+        let waits = tokio::spawn({
+            let storage = storage.clone();
+            async move { storage.written(6).await }
+        });
+        storage.stalled.lock().appends.clear();
+        waits.await.unwrap();
     }
 }

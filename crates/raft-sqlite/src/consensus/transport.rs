@@ -131,11 +131,23 @@ impl Peer {
         match failure {
             None => tracing::info!(member, urls, "the peer answers again"),
             Some(status) => {
-                let why = format!("{}: {}", status.code(), status.message());
+                let why = format!("{}: {}", status.code(), innermost(status));
                 tracing::warn!(member, urls, why, "the peer does not answer heartbeats: trying on");
             }
         }
     }
+}
+
+/// The innermost cause, which tells people most.
+pub fn innermost(status: &tonic::Status) -> String {
+    let mut cause: &dyn std::error::Error = match std::error::Error::source(status) {
+        Some(source) => source,
+        None => return status.message().to_owned(),
+    };
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 fn unreachable(error: &io::Error) -> RPCError<TypeConfig> {
@@ -144,7 +156,7 @@ fn unreachable(error: &io::Error) -> RPCError<TypeConfig> {
 
 /// A peer that does not answer is left alone for a while (back-off); one that answers with an error is asked again.
 fn from_status(status: &tonic::Status, target: u64) -> RPCError<TypeConfig> {
-    let error = io::Error::other(format!("member {target:016x}: {}: {}", status.code(), status.message()));
+    let error = io::Error::other(format!("member {target:016x}: {}: {}", status.code(), innermost(status)));
     match status.code() {
         tonic::Code::FailedPrecondition => {
             tracing::warn!("{error}");

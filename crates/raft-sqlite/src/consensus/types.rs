@@ -24,6 +24,9 @@ pub struct PeerNode {
     pub peer_urls: Vec<String>,
     /// Addresses that the member advertises to clients.
     pub client_urls: Vec<String>,
+    /// It has taken part in the cluster: it may have voted and acknowledged entries, and must not come back without its log.
+    #[serde(default)]
+    pub started: bool,
 }
 
 /// One entry's application data: an encoded [`crate::state_machine::command::Command`], decoded only where it is applied.

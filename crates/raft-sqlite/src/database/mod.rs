@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use connections::{Reader, Writer};
 
 use crate::error::ErrorClass;
+pub(crate) use crate::vfs::refuse::{explain as explain_refusal, forget as forget_refusal};
 
 /// What goes wrong with a database's files or connections.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ pub enum DatabaseError {
     #[error(transparent)]
     Apply(#[from] replica::ApplyError),
     /// A reader held its version for too long, and the images it needs are gone. Begin a new transaction.
-    #[error("the reader has held its version for longer than {} s: end long reads, or raise the bound", max_age.as_secs())]
+    #[error("the reader has held its version for longer than {} s: split it into shorter ones", max_age.as_secs())]
     ReaderTooOld {
         /// The bound.
         max_age: std::time::Duration,

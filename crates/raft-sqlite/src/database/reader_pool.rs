@@ -18,8 +18,12 @@ const MAX_QUEUED_READS: usize = 16 * 1024;
 /// Most connections a thread keeps.
 const MAX_CONNECTIONS: usize = 64;
 
-/// A read: given the connection with its transaction open, or the reason why there is none.
-pub(crate) type Read = Box<dyn FnOnce(Result<(&rusqlite::Connection, Version), DatabaseError>) + Send>;
+/// A read: given the connection with its transaction open, or the reason why there is none. What it gives back is called when the
+/// transaction has ended, with how: only then is it known whether all that was read was there.
+pub(crate) type Read = Box<dyn FnOnce(Result<(&rusqlite::Connection, Version), DatabaseError>) -> Answer + Send>;
+
+/// Tells the caller.
+pub(crate) type Answer = Box<dyn FnOnce(Result<(), DatabaseError>)>;
 
 struct Request {
     replica: Replica,
@@ -81,7 +85,7 @@ fn run(requests: &Receiver<Request>) {
             std::collections::hash_map::Entry::Vacant(entry) => match replica.open_reader() {
                 Ok(reader) => entry.insert(reader),
                 Err(error) => {
-                    read(Err(error));
+                    read(Err(error))(Ok(()));
                     continue;
                 }
             },
@@ -89,10 +93,16 @@ fn run(requests: &Receiver<Request>) {
         let healthy = match reader.begin() {
             Ok(version) => {
                 let ran = catch_unwind(AssertUnwindSafe(|| read(Ok((reader.connection(), version)))));
-                reader.end().is_ok() && ran.is_ok()
+                let ended = reader.end();
+                let healthy = ended.is_ok();
+                // A read that panicked has dropped what it would have answered with.
+                ran.is_ok_and(|answer| {
+                    answer(ended);
+                    healthy
+                })
             }
             Err(error) => {
-                read(Err(error));
+                read(Err(error))(Ok(()));
                 false
             }
         };

@@ -3,23 +3,31 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use openraft::async_runtime::watch::WatchReceiver as _;
+
 use super::NodeInner;
+use crate::NodeId;
+use crate::network::channels::Purpose;
+use crate::network::proto;
 
 /// How often it is looked whether a checkpoint is due.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Pause after a checkpoint that failed: its disk is full, most likely.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Asks Raft for a snapshot whenever one is due; the state machine makes a checkpoint of it. Runs until the node stops.
 pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
+    let mut was_full = false;
+    let mut asked: Option<(tokio::time::Instant, u64)> = None;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(node) = node.upgrade() else { return };
-        if node.storage.is_full() && node.raft.is_leader() {
-            // Others have room, perhaps: this node takes no writes until it has.
-            tracing::warn!("no space is left for the log: handing the leadership over");
-            if let Err(error) = (super::Node { inner: node.clone() }).transfer_leader(None).await {
-                tracing::warn!(%error, "nobody took it over");
-            }
+        let full = node.storage.is_full();
+        // Only when it lasts: until then the followers, whose logs are alike, have found out whether they have room.
+        if full && was_full && node.raft.is_leader() {
+            hand_over(&node).await;
         }
+        was_full = full;
         let applied = *node.machine.applied_index().borrow();
         let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
         let entries = applied.saturating_sub(checkpointed);
@@ -27,8 +35,48 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
         let due = entries >= node.config.checkpoint_entries
             || memory_bytes >= node.config.checkpoint_bytes
             || node.machine.has_database_without_file();
-        if due && entries > 0 && node.raft.trigger().snapshot().await.is_err() {
-            return;
+        let failed_lately = asked.is_some_and(|(at, before)| before == checkpointed && at.elapsed() < RETRY_INTERVAL);
+        if due && entries > 0 && !failed_lately {
+            asked = Some((tokio::time::Instant::now(), checkpointed));
+            if node.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
         }
+    }
+}
+
+/// Hands the leadership to a member that has room, provided that a majority has: else nobody could commit anything, not even the first
+/// entry of a new leadership, without which there are no linearizable reads.
+async fn hand_over(node: &std::sync::Arc<NodeInner>) {
+    let voters: Vec<u64> = {
+        let metrics = node.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().voter_ids().collect()
+    };
+    let majority = voters.len() / 2 + 1;
+    let others = voters.into_iter().filter(|id| *id != node.identity.node_id.0);
+    let asked = futures_util::future::join_all(others.map(|id| async move { (id, has_room(node, id).await) })).await;
+    let with_room: Vec<u64> = asked.into_iter().filter(|(_, room)| *room).map(|(id, _)| id).collect();
+    if with_room.len() < majority {
+        return;
+    }
+    tracing::warn!("no space is left for the log on this node, but on others: handing the leadership over");
+    let node = super::Node { inner: node.clone() };
+    let to = node.furthest(|id| with_room.contains(&id));
+    if let Err(error) = node.transfer_leader(to).await {
+        tracing::warn!(%error, "nobody took it over");
+    }
+}
+
+/// Whether a member answers and has room for its log.
+async fn has_room(node: &NodeInner, id: u64) -> bool {
+    let urls = node.peer_urls(NodeId(id));
+    let Some(Ok(mut client)) = urls.first().map(|url| node.channels.client(id, url, Purpose::Heartbeat)) else {
+        return false;
+    };
+    let answer = client.identify(proto::IdentifyRequest::default());
+    match tokio::time::timeout(node.config.election_timeout, answer).await {
+        Ok(Ok(answer)) => !answer.into_inner().disk_full,
+        _ => false,
     }
 }

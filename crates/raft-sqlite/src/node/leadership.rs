@@ -5,10 +5,12 @@
 //! base check guards what it may still propose.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use super::NodeInner;
 use super::read_index::{local_round, wait_applied};
@@ -30,8 +32,50 @@ pub struct Leadership {
 /// How often a leader that could not open its writers tries again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Whether a leader is heard of. Raft's own word for the leader is the newest vote, which stays when the leader is gone and nobody can be
+/// elected, and after a restart.
+pub(super) struct Contact {
+    /// After so long without a word there is no leader.
+    silence: Duration,
+    last: Mutex<Option<Instant>>,
+    /// After a silence.
+    back: Notify,
+}
+
+impl Contact {
+    pub fn new(election_timeout: Duration) -> Self {
+        Self { silence: election_timeout * 2, last: Mutex::default(), back: Notify::new() }
+    }
+
+    /// The leader that this node follows has called.
+    pub fn heard(&self) {
+        let before = self.last.lock().replace(Instant::now());
+        if before.is_none_or(|before| before.elapsed() > self.silence) {
+            self.back.notify_one();
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        self.last.lock().is_some_and(|last| last.elapsed() <= self.silence)
+    }
+
+    /// Whether this leader reaches a majority, as far as is known.
+    fn has_quorum(&self, raft: &Raft) -> bool {
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let alone = metrics.membership_config.membership().voter_ids().count() <= 1;
+        alone || metrics.last_quorum_acked.is_none_or(|acked| acked.elapsed() <= self.silence)
+    }
+}
+
 /// Follows Raft and keeps the writers in step. Runs until Raft stops.
-pub(super) async fn run(raft: Raft, machine: Machine, node: NodeId, sender: watch::Sender<Leadership>) {
+pub(super) async fn run(
+    raft: Raft,
+    machine: Machine,
+    node: NodeId,
+    contact: Arc<Contact>,
+    sender: watch::Sender<Leadership>,
+) {
     let mut metrics = raft.server_metrics();
     loop {
         let (term, leader, leading) = {
@@ -53,7 +97,12 @@ pub(super) async fn run(raft: Raft, machine: Machine, node: NodeId, sender: watc
                     continue;
                 }
             }
-        } else if !leading {
+        } else if leading {
+            // Cut off from the others, it leads nobody.
+            let leader = contact.has_quorum(&raft).then_some(node);
+            publish(&sender, Leadership { term, leader, writable_here: true });
+        } else {
+            let leader = leader.filter(|leader| *leader != node.0 && contact.is_there());
             let was_writable = sender.borrow().writable_here;
             publish(&sender, Leadership { term, leader: leader.map(NodeId), writable_here: false });
             if was_writable {
@@ -63,9 +112,14 @@ pub(super) async fn run(raft: Raft, machine: Machine, node: NodeId, sender: watc
         }
         // A writer that a failed proposal closed is opened again by the next turn.
         let reopen = machine.has_closed_writer() && leading;
-        let waited =
-            tokio::time::timeout(if reopen { RETRY_INTERVAL } else { Duration::from_millis(250) }, metrics.changed());
-        match waited.await {
+        let pause = if reopen { RETRY_INTERVAL } else { Duration::from_millis(250) };
+        let changed = async {
+            tokio::select! {
+                changed = metrics.changed() => changed,
+                () = contact.back.notified() => Ok(()),
+            }
+        };
+        match tokio::time::timeout(pause, changed).await {
             Ok(Err(_)) => break,
             Ok(Ok(())) => {}
             Err(_) if leading && machine.has_closed_writer() => {
@@ -115,7 +169,8 @@ async fn open(raft: &Raft, machine: &Machine, term: u64) -> Result<bool, crate::
 
 /// Keeps what this node advertises in the membership up to date (addresses to clients are known only to the member itself).
 pub(super) async fn publish_own_addresses(node: std::sync::Weak<NodeInner>) {
-    let mut pause = Duration::from_millis(100);
+    // Soon: until then its peers do not know that this member has taken part (INV-VOTER-REMEMBERS).
+    let mut pause = Duration::from_millis(50);
     loop {
         let Some(inner) = node.upgrade() else { return };
         match super::membership::publish_own(&super::Node { inner: Arc::clone(&inner) }).await {
@@ -124,6 +179,6 @@ pub(super) async fn publish_own_addresses(node: std::sync::Weak<NodeInner>) {
         }
         drop(inner);
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
+        pause = (pause * 2).min(Duration::from_millis(400));
     }
 }

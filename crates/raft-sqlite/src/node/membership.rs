@@ -74,7 +74,7 @@ impl Node {
         peer_urls: Vec<String>,
         voter: bool,
     ) -> Result<(), MembershipError> {
-        let node = PeerNode { name: name.to_owned(), peer_urls, client_urls: Vec::new() };
+        let node = PeerNode { name: name.to_owned(), peer_urls, client_urls: Vec::new(), started: false };
         self.change(&Change::Add { id: id.0, node, voter }).await
     }
 
@@ -100,20 +100,10 @@ impl Node {
     /// [`MembershipError::Rejected`] when nobody took over within several election time-outs.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
         let raft = &self.inner.raft;
-        let target = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow_watched();
-            if metrics.state != openraft::ServerState::Leader {
-                return Ok(());
-            }
-            let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
-            let furthest =
-                metrics.replication.iter().flatten().filter(|(id, _)| voters.contains(id) && **id != self.id().0);
-            match to {
-                Some(to) => Some(to.0),
-                None => furthest.max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index)).map(|(id, _)| *id),
-            }
-        };
+        if !raft.is_leader() {
+            return Ok(());
+        }
+        let target = to.or_else(|| self.furthest(|_| true)).map(|id| id.0);
         let Some(target) = target else { return Ok(()) };
         let fatal = |error: &dyn std::fmt::Display| MembershipError::Rejected(format!("raft has stopped: {error}"));
         raft.trigger().transfer_leader(target).await.map_err(|error| fatal(&error))?;
@@ -126,6 +116,19 @@ impl Node {
                 Err(MembershipError::Rejected(format!("member {target:016x} did not take over the leadership in time")))
             }
         }
+    }
+
+    /// The voter, other than this leader, whose log is furthest of those that `may`.
+    pub(super) fn furthest(&self, may: impl Fn(u64) -> bool) -> Option<NodeId> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let candidates = metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter(|(id, _)| voters.contains(id) && **id != self.id().0 && may(**id));
+        candidates.max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index)).map(|(id, _)| NodeId(*id))
     }
 
     async fn change(&self, change: &Change) -> Result<(), MembershipError> {
@@ -152,16 +155,15 @@ pub(super) async fn publish_own(node: &Node) -> Result<(), MembershipError> {
         name: node.name().to_owned(),
         peer_urls: config.advertise_peer_urls.clone(),
         client_urls: config.advertise_client_urls.clone(),
+        started: true,
     };
-    let found = node.members().into_iter().find(|member| member.id == node.id());
+    let found = {
+        let metrics = node.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&node.id().0).cloned()
+    };
     match found {
-        Some(member)
-            if member.name == want.name
-                && member.peer_urls == want.peer_urls
-                && member.client_urls == want.client_urls =>
-        {
-            Ok(())
-        }
+        Some(member) if member == want => Ok(()),
         Some(_) => node.change(&Change::Update { id: node.id().0, node: want }).await,
         None => Err(MembershipError::Rejected("this node is not a member yet".into())),
     }
@@ -219,13 +221,18 @@ async fn apply(node: &NodeInner, change: Change) -> Result<(), MembershipError> 
                 .find(|(other, n)| **other != id && n.peer_urls.iter().any(|url| peer.peer_urls.contains(url)))
             {
                 return Err(rejected(format!(
-                    "member {:016x} already has one of the addresses {}",
+                    "member {:016x} already has one of the addresses {}: remove that member first if it is gone",
                     other.0,
                     peer.peer_urls.join(",")
                 )));
             }
             if peer.peer_urls.is_empty() {
                 return Err(rejected("a member needs a peer address".into()));
+            }
+            if nodes.get(&id).is_some_and(|known| known.started) {
+                return Err(rejected(format!(
+                    "member {id:016x} has already taken part: a member that has lost its log must be removed and added as a new one"
+                )));
             }
             if !nodes.contains_key(&id) {
                 raft.add_learner(id, peer, false).await.map_err(from_raft)?;
@@ -303,6 +310,7 @@ pub(super) async fn join(node: &Node, contacts: &[String], voter: bool) -> Resul
             name: node.name().to_owned(),
             peer_urls: node.inner.config.advertise_peer_urls.clone(),
             client_urls: node.inner.config.advertise_client_urls.clone(),
+            started: false,
         },
         voter,
     };
@@ -338,7 +346,7 @@ async fn ask_contact(
     use crate::network::channels::Purpose;
     use crate::network::proto;
     let channels = &node.inner.channels;
-    let who = super::start::identify(contact, &node.inner.config).await?;
+    let who = super::admission::identify(contact, &node.inner.config, None).await?;
     let mut client = channels.client(who.node_id, contact, Purpose::Call)?;
     let request = proto::CallRequest { handler: FORWARD_HANDLER.into(), payload: payload.clone() };
     let answer = client.call(request).await.map_err(|status| status.to_string())?.into_inner();

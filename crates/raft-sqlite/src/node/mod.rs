@@ -1,6 +1,7 @@
 //! A running node: wiring of log, state machine, consensus, network and databases, and the handle that a program holds.
 //!
 //! - `start`: from a configuration to a running node;
+//! - `admission`: whether this node may take part in its cluster;
 //! - `leadership`: opens the writers when this node leads, closes them when it does not;
 //! - `proposer`: sealed groups to Raft;
 //! - `read_index`: linearizable reads;
@@ -8,6 +9,7 @@
 //! - `membership`: adding, removing, promoting members;
 //! - `checkpointer`: when a checkpoint is due.
 
+mod admission;
 mod calls;
 mod checkpointer;
 mod identity;
@@ -119,6 +121,11 @@ pub(crate) struct NodeInner {
     pub(crate) handlers: Handlers,
     pub(crate) read_index: ReadIndex,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    contact: Arc<leadership::Contact>,
+    /// Peers are answered; false: it is not known yet whether this node may vote.
+    takes_part: std::sync::atomic::AtomicBool,
+    /// Why this node must not take part.
+    refused: std::sync::OnceLock<String>,
     tasks: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
     stop: watch::Sender<bool>,
 }
@@ -134,6 +141,12 @@ impl NodeInner {
     /// How long an operation waits for a leader to be elected and to confirm: several elections.
     pub(crate) fn patience(&self) -> Duration {
         self.config.election_timeout * 5
+    }
+
+    /// This node takes no part in its cluster; whoever runs it is told by [`NodeStatus::broken`].
+    fn refuse(&self, why: String) {
+        tracing::error!("{why}");
+        let _ = self.refused.set(why);
     }
 
     pub(crate) async fn call_local(&self, handler: &str, payload: Bytes) -> LocalCall {
@@ -259,15 +272,17 @@ impl Node {
             id: self.id(),
             cluster_id: self.cluster_id(),
             term: metrics.current_term,
-            leader: metrics.current_leader.map(NodeId),
+            leader: self.inner.leadership.borrow().leader,
             role,
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied_index: *self.inner.machine.applied_index().borrow(),
             broken: self
                 .inner
-                .machine
-                .broken()
+                .refused
+                .get()
+                .cloned()
+                .or_else(|| self.inner.machine.broken())
                 .or_else(|| metrics.running_state.as_ref().err().map(|fatal| fatal.to_string())),
         }
     }

@@ -3,7 +3,9 @@
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
+use openraft::entry::RaftEntry as _;
 use openraft::errors::{Fatal, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -42,7 +44,12 @@ impl PeerService {
                 "the call does not say which cluster and member it is for: is the caller a raft-sqlite member?",
             ));
         }
-        self.node()
+        let node = self.node()?;
+        // INV-VOTER-REMEMBERS
+        if !node.takes_part.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(Status::unavailable("this member has no log, and does not know yet whether it may take part"));
+        }
+        Ok(node)
     }
 }
 
@@ -85,9 +92,21 @@ impl Peer for PeerService {
                 }
             }
         });
-        let answers = node.raft.stream_append(ReceiverStream::new(receiver)).map(|answer| match answer {
-            Ok(result) => Ok(wire::to_append_result(result)),
-            Err(error) => Err(fatal(&error)),
+        let (storage, contact) = (node.storage.clone(), node.contact.clone());
+        let answers = node.raft.stream_append(ReceiverStream::new(receiver)).then(move |answer| {
+            let storage = storage.clone();
+            if let Ok(Ok(_)) = &answer {
+                contact.heard();
+            }
+            async move {
+                if let Ok(Ok(Some(acknowledged))) = &answer {
+                    storage.written(acknowledged.index).await;
+                }
+                match answer {
+                    Ok(result) => Ok(wire::to_append_result(result)),
+                    Err(error) => Err(fatal(&error)),
+                }
+            }
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -98,7 +117,18 @@ impl Peer for PeerService {
     ) -> Result<Response<proto::AppendResponse>, Status> {
         let node = self.node_for(&request)?;
         let request = wire::from_append(request.into_inner()).map_err(bad)?;
-        let answer = node.raft.append_entries(request).await.map_err(raft_error)?;
+        let answer = match request.entries.last() {
+            None => heartbeat(&node, request).await?,
+            Some(last) => {
+                let last = last.log_id().index;
+                let answer = node.raft.append_entries(request).await.map_err(raft_error)?;
+                node.storage.written(last).await;
+                answer
+            }
+        };
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            node.contact.heard();
+        }
         Ok(Response::new(wire::to_append_response(answer)))
     }
 
@@ -195,16 +225,45 @@ impl Peer for PeerService {
 
     async fn identify(
         &self,
-        _request: Request<proto::IdentifyRequest>,
+        request: Request<proto::IdentifyRequest>,
     ) -> Result<Response<proto::IdentifyResponse>, Status> {
         let node = self.node()?;
+        let initialized = node.raft.is_initialized().await.map_err(|error| fatal(&error))?;
         Ok(Response::new(proto::IdentifyResponse {
             cluster_id: node.identity.cluster_id,
             node_id: node.identity.node_id.0,
             name: node.identity.name.clone(),
             program_version: env!("CARGO_PKG_VERSION").into(),
             has_leader: node.leadership.borrow().leader.is_some(),
+            initialized,
+            you: super::admission::about(&node, request.get_ref()),
+            disk_full: node.storage.is_full(),
         }))
+    }
+}
+
+/// Answers a heartbeat. openraft answers once all entries before are written: on a full disk never, and the leader could confirm no
+/// read. A heartbeat acknowledges no entry, only that this node follows the leader's vote: so while entries wait for room, that is
+/// asked of Raft's core, after it has taken the heartbeat.
+async fn heartbeat(
+    node: &NodeInner,
+    request: AppendEntriesRequest<TypeConfig>,
+) -> Result<AppendEntriesResponse<TypeConfig>, Status> {
+    if !node.storage.is_full() {
+        return node.raft.append_entries(request).await.map_err(raft_error);
+    }
+    let vote = request.vote;
+    let mut answer = std::pin::pin!(node.raft.append_entries(request));
+    // In this order: the core takes its messages in turn, and an answer that is there counts.
+    let followed = tokio::select! {
+        biased;
+        answer = &mut answer => return answer.map_err(raft_error),
+        followed = node.raft.with_raft_state(move |state| *state.vote_ref() == vote) => followed,
+    };
+    match followed {
+        Ok(true) => Ok(AppendEntriesResponse::Success),
+        Ok(false) => answer.await.map_err(raft_error),
+        Err(error) => Err(fatal(&error)),
     }
 }
 

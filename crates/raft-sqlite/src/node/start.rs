@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, Server, ServerTlsConfig};
 
+use super::admission::{self, Asker, Verdict};
 use super::calls::{CallHandler, Handlers};
 use super::identity::Identity;
 use super::leadership::{self, Leadership};
@@ -22,7 +24,7 @@ use super::read_index::{AskLeader, ReadIndex, RoundError};
 use super::{Node, NodeInner, checkpointer};
 use crate::NodeId;
 use crate::client::remote_sql::{self, SqlHandler};
-use crate::config::{ClusterStart, NodeConfig, host_and_port, member_id};
+use crate::config::{ClusterStart, NodeConfig, member_id};
 use crate::consensus::machine::StateMachine;
 use crate::consensus::storage::LogStorage;
 use crate::consensus::transport::Transport;
@@ -35,7 +37,6 @@ use crate::network::MAX_MESSAGE_BYTES;
 use crate::network::channels::{Channels, Purpose};
 use crate::network::identity::Incoming;
 use crate::network::proto;
-use crate::network::proto::peer_client::PeerClient;
 use crate::network::proto::peer_server::PeerServer;
 use crate::page::PageSize;
 use crate::state_machine::observer::ApplyObserver;
@@ -101,6 +102,14 @@ impl NodeBuilder {
             (None, Some(configured)) => configured,
             (None, None) => identity_from_contacts(&config).await?,
         };
+        // Before anything is written: the data may be of another cluster.
+        let verdict = match fresh {
+            true => Verdict::Wait(String::new()),
+            false => admission::ask(&config, &identity, true).await,
+        };
+        if let Verdict::Refuse(why) = verdict {
+            return Err(StartError::Refused(why));
+        }
         let log = Log::open(
             &config.data_dir.join("log"),
             &LogOptions { sync: config.log_sync, cache_bytes: LOG_CACHE_BYTES, ..LogOptions::default() },
@@ -113,9 +122,11 @@ impl NodeBuilder {
         let channels = Channels::new(identity.cluster_id, client_tls(&config));
         let storage = LogStorage::new(log.clone(), machine.checkpointed());
         let raft = start_raft(&config, &identity, storage.clone(), &machine, &channels).await?;
+        let has_log = raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))?;
 
         let (leadership_sender, leadership_receiver) = watch::channel(Leadership::default());
         let patience = config.election_timeout * 5;
+        let contact = Arc::new(leadership::Contact::new(config.election_timeout));
         let weak: Arc<OnceLock<std::sync::Weak<NodeInner>>> = Arc::default();
         let ask = AskPeer { node: weak.clone() };
         let read_index = ReadIndex::start(raft.clone(), ask, patience);
@@ -133,6 +144,9 @@ impl NodeBuilder {
                 handlers,
                 read_index,
                 leadership: leadership_receiver,
+                contact: contact.clone(),
+                takes_part: AtomicBool::new(has_log),
+                refused: OnceLock::new(),
                 tasks: parking_lot::Mutex::default(),
                 stop,
                 config,
@@ -142,16 +156,26 @@ impl NodeBuilder {
         let node = Node { inner };
         let mut tasks = vec![
             tokio::spawn(proposal_receiver.run(raft.clone())),
-            tokio::spawn(leadership::run(raft, machine, identity.node_id, leadership_sender)),
+            tokio::spawn(leadership::run(raft, machine, identity.node_id, contact, leadership_sender)),
             tokio::spawn(checkpointer::run(Arc::downgrade(&node.inner))),
         ];
         for listener in listeners {
             tasks.push(tokio::spawn(serve_peers(node.clone().inner, listener, stopped.clone())?));
         }
-        join_cluster(&node).await?;
-        tasks.push(tokio::spawn(leadership::publish_own_addresses(Arc::downgrade(&node.inner))));
         *node.inner.tasks.lock() = tasks;
-        Ok(node)
+        match enter_cluster(&node, has_log, verdict).await {
+            Ok(task) => {
+                let publish = tokio::spawn(leadership::publish_own_addresses(Arc::downgrade(&node.inner)));
+                node.inner.tasks.lock().extend(task.into_iter().chain([publish]));
+                Ok(node)
+            }
+            Err(error) => {
+                if let Err(error) = node.shutdown().await {
+                    tracing::warn!(%error, "the node that was not started did not stop cleanly");
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -215,6 +239,8 @@ async fn start_raft(
         enable_pre_vote: Some(true),
         // A restarted leader must be elected again: it would else serve before it knows what is committed.
         enable_leader_restore: Some(false),
+        // A member whose disk went back to an older state must not stop the leader: it is fed again, with a warning in the log.
+        allow_log_reversion: Some(true),
         // The checkpointer decides.
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: config.log_entries_to_keep,
@@ -234,7 +260,7 @@ async fn start_raft(
         .map_err(|error| StartError::Raft(error.to_string()))
 }
 
-fn client_tls(config: &NodeConfig) -> Option<ClientTlsConfig> {
+pub(super) fn client_tls(config: &NodeConfig) -> Option<ClientTlsConfig> {
     config.peer_tls.as_ref().map(|tls| {
         ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&tls.authority_pem))
@@ -305,10 +331,15 @@ async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartEr
         return Err(StartError::Configuration("this node has no data and no cluster to start or join".into()));
     };
     let mut last = "no contact was given".to_owned();
+    let mut told = false;
     let deadline = tokio::time::Instant::now() + JOIN_PATIENCE;
     while tokio::time::Instant::now() < deadline {
         for contact in contacts {
-            match identify(contact, config).await {
+            let asker = Asker { node_id: 0, peer_urls: &config.advertise_peer_urls };
+            match admission::identify(contact, config, Some(asker)).await {
+                Ok(proto::IdentifyResponse { you: Some(you), .. }) if you.started => {
+                    return Err(StartError::Refused(admission::lost_its_data(&config.data_dir, you.node_id)));
+                }
                 Ok(answer) => {
                     let unique = format!("{:016x}-{:016x}", answer.cluster_id, rand::random::<u64>());
                     return Ok(Identity {
@@ -320,76 +351,60 @@ async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartEr
                 Err(why) => last = format!("{contact}: {why}"),
             }
         }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!("no member of the cluster to join answers yet: {last}");
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Err(StartError::Configuration(format!("no member of the cluster to join was reached: {last}")))
 }
 
-pub(super) async fn identify(contact: &str, config: &NodeConfig) -> Result<proto::IdentifyResponse, String> {
-    host_and_port(contact)?;
-    let mut endpoint = tonic::transport::Endpoint::from_shared(contact.to_owned())
-        .map_err(|error| error.to_string())?
-        .connect_timeout(Duration::from_secs(2))
-        .timeout(Duration::from_secs(2));
-    if let Some(tls) = client_tls(config) {
-        endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
+/// Makes the cluster of the initial members. Nothing to do if a peer was faster.
+pub(super) async fn initialize(node: &NodeInner) -> Result<(), StartError> {
+    let ClusterStart::Static { members, token } = &node.config.cluster else { return Ok(()) };
+    let nodes: BTreeMap<u64, PeerNode> = members
+        .iter()
+        .map(|member| {
+            let id = member_id(&member.peer_urls, token).0;
+            // Alone, it needs no entry of its own to tell others.
+            let alone = id == node.identity.node_id.0 && members.len() == 1;
+            let client_urls = if alone { node.config.advertise_client_urls.clone() } else { Vec::new() };
+            let (name, peer_urls) = (member.name.clone(), member.peer_urls.clone());
+            (id, PeerNode { name, peer_urls, client_urls, started: alone })
+        })
+        .collect();
+    match node.raft.initialize(nodes).await {
+        Ok(()) => Ok(()),
+        // A peer was faster: its log came in.
+        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(StartError::Raft(error.to_string())),
     }
-    let channel = endpoint.connect().await.map_err(|error| format!("{error:?}"))?;
-    let answer = PeerClient::new(channel).identify(proto::IdentifyRequest {}).await.map_err(|s| s.to_string())?;
-    Ok(answer.into_inner())
 }
 
-/// The first start of a node: makes the cluster, or asks to be added to it.
-async fn join_cluster(node: &Node) -> Result<(), StartError> {
+/// Comes to the cluster: a node with a log just takes part; one without makes the cluster, or asks to be added to it, once its peers
+/// have said that it may. The task goes on asking where that takes time.
+async fn enter_cluster(
+    node: &Node,
+    has_log: bool,
+    known: Verdict,
+) -> Result<Option<tokio::task::JoinHandle<()>>, StartError> {
     let inner = &node.inner;
-    let fatal = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
-    match &inner.config.cluster {
-        ClusterStart::Static { members, token } => {
-            if inner.raft.is_initialized().await.map_err(|error| fatal(&error))? {
-                return Ok(());
-            }
-            if let Some(peer) = running_cluster(node, members).await {
-                // A member whose data was lost must not vote the cluster into existence again: it waits for the leader's log.
-                tracing::warn!(peer, "the cluster already runs: this node waits to be given its log by the leader");
-                return Ok(());
-            }
-            let nodes: BTreeMap<u64, PeerNode> = members
-                .iter()
-                .map(|member| {
-                    let id = member_id(&member.peer_urls, token).0;
-                    let own = id == node.id().0;
-                    let client_urls =
-                        if own && members.len() == 1 { inner.config.advertise_client_urls.clone() } else { Vec::new() };
-                    (id, PeerNode { name: member.name.clone(), peer_urls: member.peer_urls.clone(), client_urls })
-                })
-                .collect();
-            match inner.raft.initialize(nodes).await {
-                Ok(()) => Ok(()),
-                // A peer was faster: its log came in.
-                Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-                Err(error) => Err(fatal(&error)),
-            }
-        }
-        ClusterStart::Join { contacts, voter } => {
-            if inner.raft.is_initialized().await.map_err(|error| fatal(&error))? {
-                return Ok(());
-            }
-            membership::join(node, contacts, *voter).await.map_err(|error| StartError::Raft(error.to_string()))
-        }
+    let ask_on = || Ok(Some(tokio::spawn(admission::run(Arc::downgrade(inner), has_log))));
+    if has_log {
+        return if matches!(known, Verdict::Wait(_)) { ask_on() } else { Ok(None) };
     }
-}
-
-/// The name of a member that already has a leader, if one answers.
-async fn running_cluster(node: &Node, members: &[crate::config::InitialMember]) -> Option<String> {
-    for member in members.iter().filter(|member| member.name != node.name()) {
-        for url in &member.peer_urls {
-            if let Ok(answer) = identify(url, &node.inner.config).await
-                && answer.cluster_id == node.cluster_id()
-                && answer.has_leader
-            {
-                return Some(member.name.clone());
+    let made_here = matches!(inner.config.cluster, ClusterStart::Static { .. });
+    match admission::ask(&inner.config, &inner.identity, false).await {
+        Verdict::Refuse(why) => return Err(StartError::Refused(why)),
+        Verdict::TakePart { runs } if made_here => admission::take_part(inner, runs).await?,
+        Verdict::Wait(_) if made_here => return ask_on(),
+        // To be added, this node must answer its leader.
+        Verdict::TakePart { .. } | Verdict::Wait(_) => {
+            inner.takes_part.store(true, std::sync::atomic::Ordering::Release);
+            if let ClusterStart::Join { contacts, voter } = &inner.config.cluster {
+                membership::join(node, contacts, *voter).await.map_err(|error| StartError::Raft(error.to_string()))?;
             }
         }
     }
-    None
+    Ok(None)
 }

@@ -10,7 +10,7 @@
 
 pub(crate) mod capture;
 mod methods;
-mod refuse;
+pub(crate) mod refuse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,11 +56,17 @@ fn guard(connection: &mut Connection, touched: Arc<AtomicBool>) -> rusqlite::Res
             AuthAction::Attach { filename: "" | ":memory:" } => true,
             // Without a file name: an expression, whatever its value will be.
             AuthAction::Attach { .. } | AuthAction::Unknown { code: ffi::SQLITE_ATTACH, .. } => {
+                refuse::note(refuse::FILES);
+                return Authorization::Deny;
+            }
+            AuthAction::Function { function_name } if function_name.eq_ignore_ascii_case("load_extension") => {
+                refuse::note(refuse::LOAD_EXTENSION);
                 return Authorization::Deny;
             }
             AuthAction::Pragma { pragma_name, pragma_value } => {
                 let elsewhere = context.database_name.is_some_and(|name| name != "main");
-                if elsewhere && refuse::pragma(pragma_name, pragma_value.is_some()).is_some() {
+                if elsewhere && let Some(why) = refuse::pragma(pragma_name, pragma_value.is_some()) {
+                    refuse::note(&why);
                     return Authorization::Deny;
                 }
                 pragma_value.is_some()

@@ -1,5 +1,42 @@
 //! What a replicated database refuses, and what it says then.
 
+use std::cell::RefCell;
+
+use rusqlite::ffi;
+
+/// Why an ATTACH is refused, or the VACUUM INTO that makes one.
+pub(super) const FILES: &str = "a file cannot be attached to a replicated database (ATTACH, VACUUM INTO): what is written there would be on \
+     this node only, and not be replicated. Attach ':memory:' for scratch tables; for a copy, open the database file of a stopped node, or \
+     back up through a read";
+/// Why SQL cannot load extensions.
+pub(super) const LOAD_EXTENSION: &str = "load_extension is refused from SQL on a replicated database: it would run foreign code in the node. \
+     Link the extension into the program and register it with sqlite3_auto_extension";
+
+thread_local! {
+    /// Why the authorizer last refused something on this thread: SQLite itself only says "not authorized".
+    static REFUSED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Notes why something is refused.
+pub(super) fn note(why: &str) {
+    REFUSED.with(|refused| *refused.borrow_mut() = Some(why.to_owned()));
+}
+
+/// Forgets what was refused before.
+pub(crate) fn forget() {
+    REFUSED.with(|refused| *refused.borrow_mut() = None);
+}
+
+/// The error of a statement that ran on this thread since [`forget`], saying why it was refused, if that was the reason.
+pub(crate) fn explain(error: rusqlite::Error) -> rusqlite::Error {
+    // SQLite's words for a refusal by the authorizer, under several codes.
+    let denied = error.to_string().contains("not authorized");
+    match REFUSED.with(|refused| refused.borrow_mut().take()) {
+        Some(why) if denied => rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_AUTH), Some(why)),
+        _ => error,
+    }
+}
+
 /// PRAGMAs that would break replication: name, whether only the setter is refused, and why.
 const PRAGMAS: &[(&str, bool, &str)] = &[
     ("journal_mode", true, "the journal is the replicated log; there is nothing to choose"),

@@ -2,6 +2,7 @@
 
 use super::super::DatabaseError;
 use super::super::mark::AppliedMark;
+use super::super::reader_pool::{Read, ReaderPool};
 use super::super::replica::ApplyError;
 use super::*;
 
@@ -199,6 +200,38 @@ fn a_reader_that_is_too_old_gets_an_error_instead_of_memory() {
     assert!(matches!(reader.end(), Err(DatabaseError::ReaderTooOld { .. })));
     reader.begin().unwrap();
     reader.end().unwrap();
+}
+
+#[test]
+fn a_caller_of_the_pool_is_told_that_its_read_lasted_too_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ReplicaOptions { max_reader_age: std::time::Duration::ZERO, ..options(4096) };
+    let (leader, writer) = leader_with_rows(folder.path(), &options, 300);
+    let pool = ReaderPool::start(1).unwrap();
+    let ask = |overtaking: Option<(Replica, crate::database::Writer)>| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let read: Read = Box::new(move |opened| {
+            let (connection, _) = opened.unwrap();
+            connection.execute_batch("PRAGMA cache_size = 5").unwrap();
+            let began = std::time::Instant::now();
+            while began.elapsed().is_zero() {
+                std::thread::yield_now();
+            }
+            if let Some((leader, mut writer)) = overtaking {
+                writer.connection().execute_batch("UPDATE t SET v = zeroblob(900)").unwrap();
+                seal_and_commit(&mut writer, &leader).unwrap();
+            }
+            let read = connection.query_row("SELECT sum(length(v)) FROM t", [], |row| row.get::<_, i64>(0));
+            Box::new(move |ended| sender.send((read.is_ok(), ended)).unwrap())
+        });
+        assert!(pool.submit(leader.clone(), read));
+        receiver.recv().unwrap()
+    };
+    let (read, ended) = ask(Some((leader.clone(), writer)));
+    assert!(!read && matches!(ended, Err(DatabaseError::ReaderTooOld { .. })), "{ended:?}");
+    let (read, ended) = ask(None);
+    assert!(read && ended.is_ok(), "{ended:?}");
+    pool.stop();
 }
 
 #[test]
