@@ -1,8 +1,13 @@
-//! SQL through the replicated handle of three nodes is SQL on a plain SQLite.
+//! SQL through the replicated handle of three nodes is SQL on a plain SQLite: the same rows, the same errors, and in the end the same
+//! file on every node.
 //!
-//! - `handle`: what went wrong once.
+//! - `equality`: random SQL, beside a plain SQLite;
+//! - `handle`: what it found, one by one.
 
 #![allow(clippy::unwrap_used)]
 
+mod equality;
 mod handle;
 mod nodes;
+#[path = "../../src/database/tests/random_sql/mod.rs"]
+mod random_sql;
