@@ -2,12 +2,14 @@
 //! file on every node.
 //!
 //! - `equality`: random SQL, beside a plain SQLite;
-//! - `handle`: what it found, one by one.
+//! - `handle`: what the two found, one by one;
+//! - `logic`: files in the format of SQLite's sqllogictest (`logic/*.slt`).
 
 #![allow(clippy::unwrap_used)]
 
 mod equality;
 mod handle;
+mod logic;
 mod nodes;
 #[path = "../../src/database/tests/random_sql/mod.rs"]
 mod random_sql;
