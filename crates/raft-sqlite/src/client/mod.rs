@@ -53,8 +53,27 @@ impl Database {
         T: Send + 'static,
         E: Send + 'static,
     {
+        self.run(closure, true).await
+    }
+
+    /// As [`Self::write`], without a transaction around it: for VACUUM alone, which is one of its own.
+    pub(crate) async fn write_without_transaction<T, E, F>(&self, closure: F) -> Result<T, WriteError<E>>
+    where
+        F: FnOnce(&mut WriteContext<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.run(closure, false).await
+    }
+
+    async fn run<T, E, F>(&self, closure: F, needs_transaction: bool) -> Result<T, WriteError<E>>
+    where
+        F: FnOnce(&mut WriteContext<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
         let inner = &self.node.inner;
-        let (mut job, reply) = ClosureJob::boxed(closure);
+        let (mut job, reply) = ClosureJob::boxed(closure, needs_transaction);
         if inner.storage.is_full() {
             return Err(WriteError::DiskFull);
         }

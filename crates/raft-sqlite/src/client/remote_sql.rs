@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 
 use super::sql::{Executed, Rows, SqlError};
+use crate::database::job::WriteContext;
 use crate::database::{explain_refusal, forget_refusal};
 use crate::error::WriteError;
 use crate::network::proto;
@@ -69,7 +70,14 @@ pub(super) fn run_statement(
 
 fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Result<StatementResult, rusqlite::Error> {
     let before = connection.total_changes();
-    let mut prepared = connection.prepare_cached(&statement.sql)?;
+    let (mut kept, mut fresh);
+    let prepared: &mut rusqlite::Statement<'_> = if is_settled_when_prepared(&statement.sql) {
+        fresh = connection.prepare(&statement.sql)?;
+        &mut fresh
+    } else {
+        kept = connection.prepare_cached(&statement.sql)?;
+        &mut kept
+    };
     let mut position = 0;
     for given in &statement.parameters {
         let index = match given.name.as_str() {
@@ -83,24 +91,66 @@ fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Re
         };
         prepared.raw_bind_parameter(index, parameter(given.value.as_ref()))?;
     }
-    let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
-    let width = columns.len();
     let mut rows = Vec::new();
     let mut cursor = prepared.raw_query();
+    // Only now are its columns known: SQLite prepares a kept statement anew when the schema has changed.
     while let Some(row) = cursor.next()? {
+        let width = row.as_ref().column_count();
         rows.push((0..width).map(|column| row.get(column)).collect::<Result<Vec<Value>, _>>()?);
     }
     drop(cursor);
+    let columns = prepared.column_names().map(str::to_owned).collect();
     Ok(StatementResult {
         rows: Rows { columns, rows },
-        rows_affected: connection.total_changes().saturating_sub(before),
+        // SQLite keeps the count of the last statement that could change rows: it is not this one's if the total stands still.
+        rows_affected: if connection.total_changes() == before { 0 } else { connection.changes() },
         last_insert_rowid: connection.last_insert_rowid(),
     })
 }
 
 fn sql_error(error: &rusqlite::Error, statement: usize) -> SqlError {
     let extended_code = error.sqlite_error().map_or(1, |error| error.extended_code);
-    SqlError { extended_code, message: error.to_string(), statement }
+    let message = match extended_code {
+        rusqlite::ffi::SQLITE_CONSTRAINT_COMMITHOOK => {
+            "a batch is one transaction, ended by its end: use savepoints".into()
+        }
+        _ => error.to_string(),
+    };
+    SqlError { extended_code, message, statement }
+}
+
+/// VACUUM, which SQLite runs outside of transactions only; before it may stand the `PRAGMA auto_vacuum` that it puts into effect.
+fn is_vacuum(statements: &[proto::SqlStatement]) -> bool {
+    let begins = |statement: &proto::SqlStatement, words: &[&str]| {
+        let sql = without_leading_comments(&statement.sql);
+        let mut given = sql.split(|c: char| c.is_ascii_whitespace() || "=(;".contains(c));
+        words
+            .iter()
+            .all(|word| given.by_ref().find(|part| !part.is_empty()).is_some_and(|g| g.eq_ignore_ascii_case(word)))
+    };
+    match statements {
+        [vacuum] => begins(vacuum, &["VACUUM"]),
+        [pragma, vacuum] => begins(pragma, &["PRAGMA", "auto_vacuum"]) && begins(vacuum, &["VACUUM"]),
+        _ => false,
+    }
+}
+
+/// PRAGMA and EXPLAIN look at the schema, or do all their work, when they are prepared: kept, they would know a schema of the past.
+fn is_settled_when_prepared(sql: &str) -> bool {
+    let sql = without_leading_comments(sql);
+    ["PRAGMA", "EXPLAIN"].iter().any(|word| sql.get(..word.len()).is_some_and(|first| first.eq_ignore_ascii_case(word)))
+}
+
+fn without_leading_comments(mut sql: &str) -> &str {
+    loop {
+        sql = sql.trim_start();
+        let comment_end = match sql.get(..2) {
+            Some("--") => sql.find('\n'),
+            Some("/*") => sql[2..].find("*/").map(|at| at + 4),
+            _ => return sql,
+        };
+        sql = &sql[comment_end.unwrap_or(sql.len())..];
+    }
 }
 
 /// The leader's end.
@@ -123,15 +173,22 @@ impl CallHandler for SqlHandler {
             let batch = proto::SqlBatch::decode(payload).map_err(|error| rejected(error.to_string()))?;
             let database = Node { inner }.database(&batch.database);
             let statements = batch.statements;
-            let results = database
-                .write(move |context| {
-                    let run = |(index, statement)| {
-                        run_statement(context.connection(), statement).map_err(|error| sql_error(&error, index))
-                    };
-                    statements.iter().enumerate().map(run).collect::<Result<Vec<_>, SqlError>>()
-                })
-                .await
-                .map_err(|error| encode_failure(&error))?;
+            let vacuum = is_vacuum(&statements);
+            let count = statements.len();
+            let run = move |context: &mut WriteContext<'_>| {
+                let run = |(index, statement)| {
+                    run_statement(context.connection(), statement).map_err(|error| sql_error(&error, index))
+                };
+                statements.iter().enumerate().map(run).collect::<Result<Vec<_>, SqlError>>()
+            };
+            let results = match vacuum {
+                true => database.write_without_transaction(run).await,
+                false => database.write(run).await,
+            };
+            let results = results.map_err(|error| match error {
+                WriteError::Sql(error) => encode_failure(&WriteError::Closure(sql_error(&error, count))),
+                other => encode_failure(&other),
+            })?;
             let version = database.node().database_statistics(&batch.database).map_or(0, |now| now.version);
             Ok(encode_reply(results, version))
         })

@@ -20,7 +20,8 @@ pub struct SqlError {
     pub extended_code: i32,
     /// SQLite's words.
     pub message: String,
-    /// Which statement of the batch, from 0.
+    /// Which statement of the batch, from 0. The number of statements stands for the COMMIT after them: it fails when a deferred
+    /// constraint does not hold.
     pub statement: usize,
 }
 
@@ -72,9 +73,9 @@ impl From<&str> for Statement {
 /// What a statement did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Executed {
-    /// Rows inserted, changed or deleted.
+    /// Rows inserted, changed or deleted by the statement itself: what triggers and foreign key actions did is not counted.
     pub rows_affected: u64,
-    /// SQLite's last_insert_rowid after it.
+    /// SQLite's last_insert_rowid after it; 0 until the batch has inserted a row.
     pub last_insert_rowid: i64,
     /// Rows it gave (RETURNING, or a SELECT in a batch).
     pub rows: Rows,
@@ -122,7 +123,11 @@ impl Database {
         results.pop().ok_or_else(|| WriteError::OutcomeUnknown("the leader gave no result".into()))
     }
 
-    /// Runs statements in one transaction, on the leader: all of them take effect or none.
+    /// Runs statements in one transaction, on the leader: all of them take effect or none. BEGIN, COMMIT and ROLLBACK are refused:
+    /// use savepoints.
+    ///
+    /// VACUUM is a transaction of its own, so it stands alone, or behind the `PRAGMA auto_vacuum = ...` that it puts into effect. It
+    /// must fit `max_transaction_bytes`.
     ///
     /// # Errors
     /// As [`Self::execute`].

@@ -37,6 +37,16 @@ impl Writer {
         self.connection.as_ref().expect("invariant: open until dropped").connection()
     }
 
+    /// A caller's closure begins: until [`Self::release_transaction`] nobody commits.
+    pub(super) fn hold_transaction(&self) {
+        self.connection.as_ref().expect("invariant: open until dropped").hold_transaction();
+    }
+
+    /// It has ended. False: it ended the transaction itself, and none of it has taken effect.
+    pub(super) fn release_transaction(&self) -> bool {
+        self.connection.as_ref().expect("invariant: open until dropped").release_transaction()
+    }
+
     /// The group that is not sealed yet.
     pub fn captured(&self) -> OpenGroup {
         self.capture.open_group()
@@ -58,7 +68,8 @@ impl Writer {
     /// Between two callers: what belongs to a connection (temporary objects, attached databases, PRAGMAs) does not outlive its caller.
     /// Costs nothing unless a caller made such a thing; then the connection is opened anew.
     pub fn reset_connection(&mut self) -> Result<bool, DatabaseError> {
-        if !self.connection.as_ref().is_some_and(WriterConnection::is_touched) {
+        if let Some(connection) = self.connection.as_ref().filter(|connection| !connection.is_touched()) {
+            connection.forget_last_insert_rowid();
             return Ok(false);
         }
         self.connection = None;

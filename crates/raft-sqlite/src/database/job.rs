@@ -68,6 +68,8 @@ impl Refusal {
 
 /// A caller's work, without its types.
 pub(crate) trait Job: Send {
+    /// False: it runs as it is, for VACUUM, which is a transaction of its own.
+    fn needs_transaction(&self) -> bool;
     /// Runs inside an open SQLite transaction. True: COMMIT; false: ROLLBACK.
     fn run(&mut self, context: &mut WriteContext<'_>) -> bool;
     /// Called exactly once, from any thread.
@@ -82,6 +84,7 @@ pub(crate) struct ClosureJob<T, E, F> {
     closure: Option<F>,
     result: Option<Result<T, E>>,
     reply: tokio::sync::oneshot::Sender<JobReply<T, E>>,
+    needs_transaction: bool,
 }
 
 impl<T, E, F> ClosureJob<T, E, F>
@@ -90,9 +93,12 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    pub fn boxed(closure: F) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
+    pub fn boxed(
+        closure: F,
+        needs_transaction: bool,
+    ) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
         let (reply, receiver) = tokio::sync::oneshot::channel();
-        (Box::new(Self { closure: Some(closure), result: None, reply }), receiver)
+        (Box::new(Self { closure: Some(closure), result: None, reply, needs_transaction }), receiver)
     }
 }
 
@@ -102,6 +108,10 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
+    fn needs_transaction(&self) -> bool {
+        self.needs_transaction
+    }
+
     fn run(&mut self, context: &mut WriteContext<'_>) -> bool {
         let closure = self.closure.take().expect("invariant: a job runs once");
         let result = closure(context);

@@ -3,40 +3,18 @@
 mod crash;
 mod equality;
 mod limits;
+mod random_sql;
 mod speed;
 
 use std::path::Path;
 
+pub(super) use random_sql::Random;
 use rusqlite::Connection;
 
 use super::Writer;
 use super::replica::LogPosition;
 use super::replica::{PinnedVersion, Replica, ReplicaOptions};
 use crate::page::{PageNumber, PageSize, StateHash, page_hash};
-
-/// A small random generator: the same seed, the same run.
-pub(super) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 11) % bound
-    }
-
-    pub fn blob(&mut self, length: u64) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
-}
 
 pub(super) fn options(page_size: u32) -> ReplicaOptions {
     ReplicaOptions { page_size: PageSize::new(page_size).unwrap(), ..ReplicaOptions::default() }

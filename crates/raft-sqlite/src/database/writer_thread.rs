@@ -384,14 +384,23 @@ impl Thread {
 /// BEGIN IMMEDIATE, the caller's work, COMMIT or ROLLBACK. Gives the sidecars of a committed transaction.
 fn run_transaction(writer: &Writer, job: &mut dyn Job) -> Result<Vec<Bytes>, Refusal> {
     let connection = writer.connection();
-    execute(connection, "BEGIN IMMEDIATE").map_err(Refusal::Sql)?;
+    // Of an earlier caller that went on after it.
+    let _ = writer.take_too_large();
+    let needs_transaction = job.needs_transaction();
+    if needs_transaction {
+        execute(connection, "BEGIN IMMEDIATE").map_err(Refusal::Sql)?;
+        writer.hold_transaction();
+    }
     let mut context = WriteContext { connection, sidecars: Vec::new() };
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(&mut context)));
     let sidecars = context.sidecars;
+    let held = !needs_transaction || writer.release_transaction();
     let refusal = match ran {
-        Ok(true) if connection.is_autocommit() => {
-            Some(Refusal::Rejected("the closure ended the transaction itself: use savepoints instead".into()))
-        }
+        Ok(true) if !needs_transaction => return Ok(sidecars),
+        Ok(true) if !held => Some(match writer.take_too_large() {
+            Some(limit_bytes) => Refusal::TooLarge { limit_bytes },
+            None => Refusal::Rejected("the closure ended the transaction itself: use savepoints instead".into()),
+        }),
         Ok(true) => match execute(connection, "COMMIT") {
             Ok(()) => return Ok(sidecars),
             Err(error) => Some(writer.refusal(error)),

@@ -89,6 +89,12 @@ pub(super) fn seal(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     }
 }
 
+/// The next caller must not see the last one's rowid.
+pub(super) fn forget_last_insert_rowid(connection: &rusqlite::Connection) {
+    // SAFETY: the handle is open for as long as `connection` is borrowed, and is used on this thread only.
+    unsafe { sqlite3_set_last_insert_rowid(connection.handle(), 0) }
+}
+
 struct ReaderFile {
     store: Arc<PageStore>,
     pin: Option<Pin>,

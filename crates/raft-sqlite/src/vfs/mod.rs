@@ -84,10 +84,19 @@ fn guard(connection: &mut Connection, touched: Arc<AtomicBool>) -> rusqlite::Res
     }))
 }
 
+/// INV-WRITER-COMMITS: a caller's closure runs inside a transaction that the writer thread begins and ends. A COMMIT of its own rolls back:
+/// otherwise it would be captured whatever the caller is told.
+#[derive(Debug, Default)]
+struct HeldTransaction {
+    held: AtomicBool,
+    ended: AtomicBool,
+}
+
 /// The writer connection on a capture.
 pub(crate) struct WriterConnection {
     view: ViewConnection,
     touched: Arc<AtomicBool>,
+    transaction: Arc<HeldTransaction>,
 }
 
 impl WriterConnection {
@@ -101,7 +110,30 @@ impl WriterConnection {
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
         guard(&mut view.connection, touched.clone())?;
-        Ok(Self { view, touched })
+        let transaction = Arc::new(HeldTransaction::default());
+        // A commit that is refused becomes a rollback.
+        let commits = transaction.clone();
+        view.connection.commit_hook(Some(move || commits.held.load(Ordering::Relaxed)))?;
+        let rollbacks = transaction.clone();
+        view.connection.rollback_hook(Some(move || rollbacks.ended.store(true, Ordering::Relaxed)))?;
+        Ok(Self { view, touched, transaction })
+    }
+
+    /// Before each caller.
+    pub fn forget_last_insert_rowid(&self) {
+        methods::forget_last_insert_rowid(&self.view.connection);
+    }
+
+    /// From now on COMMIT is refused, and rolls back.
+    pub fn hold_transaction(&self) {
+        self.transaction.ended.store(false, Ordering::Relaxed);
+        self.transaction.held.store(true, Ordering::Relaxed);
+    }
+
+    /// COMMIT is allowed again. False: the transaction that was held has been rolled back, by whatever.
+    pub fn release_transaction(&self) -> bool {
+        self.transaction.held.store(false, Ordering::Relaxed);
+        !self.transaction.ended.load(Ordering::Relaxed)
     }
 
     pub fn connection(&self) -> &Connection {
@@ -144,8 +176,9 @@ impl ReaderConnection {
     pub fn begin(&self) -> rusqlite::Result<Version> {
         let connection = &self.view.connection;
         connection.prepare_cached("BEGIN")?.raw_execute()?;
-        // BEGIN alone takes no lock: the first read pins.
-        let begun = connection.prepare_cached("PRAGMA data_version").and_then(|mut first| {
+        // BEGIN alone takes no lock: the first read pins. It is one that compares the schema, too: SQLite prepares on the schema that it
+        // knows, and a PRAGMA that finds nothing in an old one never looks whether there is a newer one.
+        let begun = connection.prepare_cached("SELECT 0 FROM sqlite_schema WHERE 0").and_then(|mut first| {
             let mut rows = first.raw_query();
             while rows.next()?.is_some() {}
             Ok(())

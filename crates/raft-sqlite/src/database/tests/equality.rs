@@ -9,6 +9,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::super::Writer;
 use super::super::replica::PinnedVersion;
+use super::random_sql::{self, Outcome, Refused, SavePoints, Schema, Step};
 use super::*;
 
 type Sql = Vec<(String, Vec<Value>)>;
@@ -96,6 +97,77 @@ fn run(connection: &Connection, sql: &Sql) {
     }
 }
 
+/// A transaction of any SQL, made for the schema of the moment and run at once; and what each statement gave.
+fn run_random(connection: &Connection, random: &mut Random, seq: i64) -> Any {
+    let mut any = Any::default();
+    let mut run = |step: Step| {
+        any.outcomes.push(outcome(connection, &step));
+        any.steps.push(step);
+    };
+    run("BEGIN IMMEDIATE".into());
+    run(Step { sql: "UPDATE meta SET seq = ?1".into(), values: vec![seq.into()] });
+    let mut savepoints = SavePoints::default();
+    for _ in 0..random.below(12) {
+        let schema = Schema::read(connection).unwrap();
+        run(random_sql::statement(random, &schema, &mut savepoints));
+        if connection.is_autocommit() {
+            return any;
+        }
+    }
+    run(if random.below(10) == 0 { "ROLLBACK" } else { "COMMIT" }.into());
+    if !connection.is_autocommit() {
+        // A deferred constraint does not hold.
+        run("ROLLBACK".into());
+    }
+    any
+}
+
+/// Rowids that a connection remembers are its own affair.
+fn outcome(connection: &Connection, step: &Step) -> Result<Outcome, Refused> {
+    random_sql::run(connection, step).map(|outcome| Outcome { last_insert_rowid: 0, ..outcome })
+}
+
+#[derive(Default)]
+struct Any {
+    steps: Vec<Step>,
+    outcomes: Vec<Result<Outcome, Refused>>,
+}
+
+/// A transaction as it ran on the leader.
+enum Transaction {
+    Known(Sql),
+    Any(Any),
+}
+
+impl Transaction {
+    fn run_again(&self, plain: &Connection) {
+        match self {
+            Transaction::Known(sql) => run(plain, sql),
+            Transaction::Any(any) => {
+                for (step, want) in any.steps.iter().zip(&any.outcomes) {
+                    assert_eq!(outcome(plain, step), *want, "{step:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Random queries, the pages' own tables among them, find the same.
+fn assert_same_answers(random: &mut Random, connection: &Connection, plain: &Connection) {
+    let schema = Schema::read(plain).unwrap();
+    for _ in 0..8 {
+        let query = random_sql::query(random, &schema);
+        let rows = |connection: &Connection| {
+            outcome(connection, &query).map(|outcome| {
+                let mut lines: Vec<String> = outcome.rows.iter().map(|row| format!("{row:?}")).collect();
+                lines.sort();
+                lines
+            })
+        };
+        assert_eq!(rows(connection), rows(plain), "{query:?}");
+    }
+}
+
 /// Reads over and over: sums that every transaction keeps, and two ways to count that must agree.
 fn reader(replica: Replica, low: Arc<AtomicI64>, high: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> u64 {
     let reader = replica.open_reader().unwrap();
@@ -127,7 +199,7 @@ fn reader(replica: Replica, low: Arc<AtomicI64>, high: Arc<AtomicI64>, stop: Arc
 }
 
 struct InFlight {
-    sql: Vec<Sql>,
+    transactions: Vec<Transaction>,
     version: crate::page::Version,
     page_set: bytes::Bytes,
     seq: i64,
@@ -140,6 +212,7 @@ fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed
     let leader = open(folder.path(), "leader", &options);
     let follower = open(folder.path(), "follower", &options);
     let plain = Connection::open_in_memory().unwrap();
+    plain.execute_batch(&format!("PRAGMA page_size = {page_size}; VACUUM")).unwrap();
     let open_writer = || -> Writer {
         let writer = leader.open_writer().unwrap();
         writer.connection().execute_batch(&format!("PRAGMA cache_size = {cache_pages}")).unwrap();
@@ -168,20 +241,24 @@ fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed
 
     let mut pins: Vec<PinnedVersion> = Vec::new();
     let mut in_flight: VecDeque<InFlight> = VecDeque::new();
-    let mut group: Vec<Sql> = Vec::new();
+    let mut group: Vec<Transaction> = Vec::new();
     let (mut seq, mut index) = (0, 1);
     for step in 0..steps {
         seq += 1;
         let vacuum = random.below(100) == 0;
-        let sql = if vacuum { vec![one("VACUUM", vec![])] } else { transaction(&mut random, seq) };
-        run(writer.connection(), &sql);
-        group.push(sql);
+        if !vacuum && random.below(3) == 0 {
+            group.push(Transaction::Any(run_random(writer.connection(), &mut random, seq)));
+        } else {
+            let sql = if vacuum { vec![one("VACUUM", vec![])] } else { transaction(&mut random, seq) };
+            run(writer.connection(), &sql);
+            group.push(Transaction::Known(sql));
+        }
         // Groups of one to a few transactions, on their way for a while.
         if (random.below(3) == 0 || vacuum)
             && let Some(sealed) = writer.seal().unwrap()
         {
             in_flight.push_back(InFlight {
-                sql: std::mem::take(&mut group),
+                transactions: std::mem::take(&mut group),
                 version: sealed.version,
                 page_set: sealed.page_set,
                 seq,
@@ -190,7 +267,7 @@ fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed
         let settle = step % 100 == 99;
         if settle && let Some(sealed) = writer.seal().unwrap() {
             in_flight.push_back(InFlight {
-                sql: std::mem::take(&mut group),
+                transactions: std::mem::take(&mut group),
                 version: sealed.version,
                 page_set: sealed.page_set,
                 seq,
@@ -203,7 +280,7 @@ fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed
             high.store(committed.seq, SeqCst);
             leader.commit_captured(committed.version).unwrap();
             assert_eq!(follower.apply(&committed.page_set).unwrap(), committed.version);
-            committed.sql.iter().for_each(|sql| run(&plain, sql));
+            committed.transactions.iter().for_each(|transaction| transaction.run_again(&plain));
             if random.below(10) == 0 {
                 leader.checkpoint(leader.pin(), position(index)).unwrap();
             }
@@ -238,6 +315,7 @@ fn verify(page_size: u32, cache_pages: i32, auto_vacuum: u32, steps: usize, seed
                 let reader = replica.open_reader().unwrap();
                 assert_integrity(reader.connection());
                 assert_eq!(dump(reader.connection()), want);
+                assert_same_answers(&mut random, reader.connection(), &plain);
             }
             assert_integrity(writer.connection());
         }
