@@ -30,7 +30,8 @@ pub(crate) fn forget() {
 /// The error of a statement that ran on this thread since [`forget`], saying why it was refused, if that was the reason.
 pub(crate) fn explain(error: rusqlite::Error) -> rusqlite::Error {
     // SQLite's words for a refusal by the authorizer, under several codes.
-    let denied = error.to_string().contains("not authorized");
+    let words = error.to_string();
+    let denied = words.contains("not authorized") || words.contains("authorization denied");
     match REFUSED.with(|refused| refused.borrow_mut().take()) {
         Some(why) if denied => rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_AUTH), Some(why)),
         _ => error,
