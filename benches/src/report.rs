@@ -78,9 +78,10 @@ impl Report {
             let cell = |pick: fn(&Measurement) -> f64, digits: usize| {
                 let of = |slot: usize| median(systems[slot].iter().map(pick));
                 match (of(0), of(1)) {
-                    (Some(ours), Some(etcds)) => {
-                        format!("{ours:.digits$} / {etcds:.digits$} ({:.2})", ours / etcds)
-                    }
+                    (Some(ours), Some(etcds)) => match ours / etcds {
+                        ratio if ratio.is_finite() => format!("{ours:.digits$} / {etcds:.digits$} ({ratio:.2})"),
+                        _ => format!("{ours:.digits$} / {etcds:.digits$}"),
+                    },
                     (Some(ours), None) => format!("{ours:.digits$}"),
                     _ => String::new(),
                 }

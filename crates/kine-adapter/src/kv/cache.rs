@@ -1,7 +1,8 @@
 //! A bounded cache of committed values, shared by readers and the writer.
 //!
 //! Keyed by the row that holds a value. Only values of committed rows enter it: rows of versions that were dropped are
-//! given out again, to other values. Rows never change, so an entry is never wrong, only no longer wanted.
+//! given out again, to other values. Rows never change, so an entry is never wrong, only no longer wanted: the value of a key that has
+//! a newer one goes at once, and what is read of the past comes from the database.
 //!
 //! Eviction is CLOCK (second chance): a hit sets a mark, and costs no more than that.
 
@@ -81,6 +82,14 @@ impl ValueCache {
         Some(slot.value.clone())
     }
 
+    /// Lets go of the value of a key that has a newer one.
+    pub(crate) fn forget(&self, id: ValueId) {
+        let mut shard = self.shard(id).lock();
+        if let Some(at) = shard.entries.remove(&id.0) {
+            shard.empty(at);
+        }
+    }
+
     /// Keeps a committed value. One that shares a buffer more than twice its size with others is copied, so that a
     /// small value cannot hold on to a large buffer: `buffer_bytes` is the size of that buffer.
     pub(crate) fn insert(&self, id: ValueId, value: &Bytes, buffer_bytes: usize) {
@@ -135,15 +144,21 @@ impl Shard {
             self.hand = (self.hand + 1) % self.slots.len();
             let slot = &mut self.slots[at];
             if slot.used && !std::mem::take(&mut slot.wanted) {
-                slot.used = false;
-                self.bytes -= weight(&slot.value);
-                slot.value = Bytes::new();
                 let id = slot.id;
                 self.entries.remove(&id);
-                self.free.push(at);
+                self.empty(at);
                 return;
             }
         }
+    }
+
+    /// Frees a slot whose entry has been removed.
+    fn empty(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        slot.used = false;
+        self.bytes -= weight(&slot.value);
+        slot.value = Bytes::new();
+        self.free.push(at);
     }
 }
 
@@ -163,6 +178,12 @@ mod tests {
         }
         assert_eq!(cache.get(ValueId(9_999)), Some(value(9_999)));
         assert_eq!(cache.get(ValueId(100)), None);
+        let before = cache.bytes();
+        cache.forget(ValueId(9_999));
+        cache.forget(ValueId(9_999));
+        assert_eq!((cache.get(ValueId(9_999)), cache.bytes()), (None, before - 1000 - OVERHEAD_BYTES));
+        cache.insert(ValueId(9_999), &value(1), 1000);
+        assert_eq!((cache.get(ValueId(9_999)), cache.bytes()), (Some(value(1)), before));
         cache.clear();
         assert_eq!((cache.get(ValueId(5)), cache.bytes()), (None, 0));
     }

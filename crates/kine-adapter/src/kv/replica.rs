@@ -258,6 +258,10 @@ impl Replica {
                 Item::Removed { revision } => drop(contents.removed(revision)),
             }
         }
+        // Not before: several events of a revision may tell of the same value.
+        for previous in events.iter().filter_map(|event: &Event| event.previous.as_ref()) {
+            self.cache.forget(previous.value_id);
+        }
         if !events.is_empty() {
             applied.batches.push(Arc::new(EventBatch { revision, events: events.into_boxed_slice() }));
         }

@@ -43,7 +43,7 @@ use crate::state_machine::observer::ApplyObserver;
 use crate::state_machine::{Machine, MachineSetup};
 
 /// Newest log entries kept in memory, in bytes: what followers that keep up are sent from.
-const LOG_CACHE_BYTES: usize = 4 * 1024 * 1024;
+const LOG_CACHE_BYTES: usize = 2 * 1024 * 1024;
 /// How long a node that joins waits for some contact to answer.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 

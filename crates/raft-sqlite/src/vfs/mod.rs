@@ -30,7 +30,7 @@ const STATEMENT_CACHE: usize = 256;
 /// SQLite's page cache of the writer, in KiB. It only ever holds what is used.
 const WRITER_CACHE_KIB: u32 = 4 * 1024;
 /// SQLite's page cache of a reader, in KiB: small, since images in memory are used without copying.
-const READER_CACHE_KIB: u32 = 4 * 1024;
+const READER_CACHE_KIB: u32 = 2 * 1024;
 
 /// A connection on one of our views; its name is taken back when this is dropped.
 struct ViewConnection {
