@@ -59,6 +59,21 @@ pub enum WriteError<E = std::convert::Infallible> {
 }
 
 impl<E> WriteError<E> {
+    /// The same with another error of the caller's own.
+    pub fn map_closure<F>(self, map: impl FnOnce(E) -> F) -> WriteError<F> {
+        match self {
+            WriteError::Closure(error) => WriteError::Closure(map(error)),
+            WriteError::NotLeader { leader } => WriteError::NotLeader { leader },
+            WriteError::Overloaded => WriteError::Overloaded,
+            WriteError::TooLarge { limit_bytes } => WriteError::TooLarge { limit_bytes },
+            WriteError::DiskFull => WriteError::DiskFull,
+            WriteError::Sql(error) => WriteError::Sql(error),
+            WriteError::Rejected(why) => WriteError::Rejected(why),
+            WriteError::OutcomeUnknown(why) => WriteError::OutcomeUnknown(why),
+            WriteError::Fatal(why) => WriteError::Fatal(why),
+        }
+    }
+
     /// What became of the call.
     pub fn class(&self) -> ErrorClass {
         match self {

@@ -13,9 +13,9 @@ use crate::database::DatabaseError;
 use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};
 use crate::database::reader_pool::Read;
 use crate::error::{ReadError, WriteError};
+use crate::network::proto::database_change::Kind;
 use crate::node::Node;
 use crate::page::Version;
-use crate::state_machine::command::{Command, check_database_name};
 
 /// A handle to one replicated database, on any node. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -112,25 +112,14 @@ impl Database {
 
     /// Makes the database through Raft.
     async fn create<E>(&self) -> Result<(), WriteError<E>> {
-        check_database_name(&self.name).map_err(WriteError::Rejected)?;
-        let inner = &self.node.inner;
-        let now = inner.leadership.borrow().clone();
-        if !now.writable_here {
-            return Err(WriteError::NotLeader { leader: now.leader });
-        }
-        let command = Command::CreateDatabase { database: self.name.clone() };
-        let command = crate::consensus::types::CommandBytes(command.encode());
-        match inner.raft.client_write(command).await {
-            Ok(_) => {}
-            Err(openraft::errors::RaftError::Fatal(fatal)) => {
-                return Err(WriteError::Fatal(fatal.to_string()));
-            }
+        match self.node.inner.apply_database_change(&self.name, Kind::Create).await {
+            Ok(_) => Ok(()),
             // Creating a database twice does nothing: as good as never tried.
-            Err(openraft::errors::RaftError::APIError(_)) => {
-                return Err(WriteError::NotLeader { leader: now.leader });
+            Err(WriteError::OutcomeUnknown(_)) => {
+                Err(WriteError::NotLeader { leader: self.node.inner.leadership.borrow().leader })
             }
+            Err(error) => Err(error.map_closure(|never| match never {})),
         }
-        inner.machine.open_writers(now.term).await.map_err(|error| WriteError::Rejected(error.to_string()))
     }
 
     /// Reads this node's committed state: `closure` runs on a reader thread with a read transaction open, at the version it is given.

@@ -248,6 +248,19 @@ fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
     Bytes::from(proto::SqlFailure { kind: kind.into(), message, extended_code, statement }.encode_to_vec())
 }
 
+/// Of a call that runs no statements.
+pub(crate) fn encode_plain_failure(error: WriteError) -> Bytes {
+    encode_failure(&error.map_closure(|never| match never {}))
+}
+
+/// Of a call that runs no statements.
+pub(crate) fn decode_plain_failure(bytes: &[u8]) -> WriteError {
+    match decode_failure(bytes) {
+        WriteError::Closure(error) => WriteError::Rejected(error.message),
+        other => other.map_closure(|_| unreachable!("invariant: taken care of above")),
+    }
+}
+
 pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
     let failure = match proto::SqlFailure::decode(bytes) {
         Ok(failure) => failure,

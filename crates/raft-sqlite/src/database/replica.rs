@@ -39,6 +39,8 @@ pub(crate) struct ReplicaOptions {
     pub max_reader_age: Duration,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
+    /// Version of a database that has no file: it is empty.
+    pub born: Version,
 }
 
 impl Default for ReplicaOptions {
@@ -48,6 +50,7 @@ impl Default for ReplicaOptions {
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
             disk: Arc::new(SystemDisk),
+            born: Version::default(),
         }
     }
 }
@@ -137,8 +140,8 @@ pub(crate) struct PinnedVersion {
 }
 
 impl Replica {
-    /// Opens a database, recovering from a crash; a missing one is made (in memory, until its first checkpoint). The mark says what its
-    /// file holds.
+    /// Opens a database, recovering from a crash; a missing one is made, at the version [`ReplicaOptions::born`]
+    /// (in memory, until its first checkpoint). The mark says what its file holds.
     pub fn open(
         folder: &Path,
         name: &str,
@@ -245,7 +248,7 @@ impl Replica {
         if store.captured() != committed || self.inner.writer_open.load(Ordering::SeqCst) {
             return Err(ApplyError::CapturedVersionsExist);
         }
-        if set.header.page_size != store.page_size() && committed == Version::default() {
+        if set.header.page_size != store.page_size() && committed == self.inner.options.born {
             store = self.with_page_size(set.header.page_size);
             hash = store.committed_state().1;
         }
@@ -304,7 +307,7 @@ impl Replica {
             page_size,
             file,
             0,
-            Version::default(),
+            self.inner.options.born,
             StateHash::default(),
             self.inner.options.max_reader_age,
         );
@@ -314,7 +317,7 @@ impl Replica {
 
     /// False: there is content, and no checkpoint of it yet.
     pub fn has_file(&self) -> bool {
-        self.committed() == Version(0) || self.store().checkpointed_version().is_some()
+        self.committed() == self.inner.options.born || self.store().checkpointed_version().is_some()
     }
 
     /// Pins the committed version.
@@ -412,6 +415,29 @@ impl Replica {
         }
         SystemDisk.sync_folder(folder).map_err(|error| DatabaseError::io(folder, error))
     }
+
+    /// Removes what a crash has left of a database that is made anew: everything since its making is in the log. A file that somebody
+    /// else has put there (nothing of ours stands beside it) is moved out of the way.
+    pub fn remove_leftovers(folder: &Path, name: &str) -> Result<(), DatabaseError> {
+        let paths = Paths::new(folder, name);
+        let exists = |path: &Path| SystemDisk.open(path, false).map(|file| file.is_some());
+        let ours = [&paths.wal, &paths.applied, &paths.new_applied];
+        let is_ours = ours.iter().try_fold(false, |found, path| Ok(found || exists(path)?));
+        let is_stray = is_ours
+            .and_then(|ours| {
+                Ok(!ours
+                    && SystemDisk
+                        .open(&paths.database, false)?
+                        .is_some_and(|file| file.length().is_ok_and(|length| length > 0)))
+            })
+            .map_err(|error| DatabaseError::io(&paths.database, error))?;
+        if is_stray {
+            let aside = folder.join(format!("{name}.sqlite.found-{:08x}", rand::random::<u32>()));
+            SystemDisk.rename(&paths.database, &aside).map_err(|error| DatabaseError::io(&aside, error))?;
+            tracing::warn!(path = %aside.display(), "a file that does not belong to this node stood in the place of a new database: moved");
+        }
+        Self::remove_files(folder, name)
+    }
 }
 
 fn invalid(why: &str) -> io::Error {
@@ -420,7 +446,8 @@ fn invalid(why: &str) -> io::Error {
 
 fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> io::Result<PageStore> {
     let page_size = recovered.page_size.unwrap_or(options.page_size);
-    let (version, hash) = recovered.mark.map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
+    let (version, hash) =
+        recovered.mark.map_or((options.born, StateHash::default()), |mark| (mark.version, mark.state_hash));
     let store =
         PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.max_reader_age);
     if recovered.page_count == 0 {

@@ -1,4 +1,5 @@
-//! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database.
+//! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database
+//! or a dropped one.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
         let memory_bytes = node.machine.memory_bytes();
         let due = entries >= node.config.checkpoint_entries
             || memory_bytes >= node.config.checkpoint_bytes
-            || node.machine.has_database_without_file();
+            || node.machine.has_database_without_file()
+            || node.machine.has_dropped_files();
         let failed_lately = asked.is_some_and(|(at, before)| before == checkpointed && at.elapsed() < RETRY_INTERVAL);
         if due && entries > 0 && !failed_lately {
             asked = Some((tokio::time::Instant::now(), checkpointed));

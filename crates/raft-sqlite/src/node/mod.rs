@@ -7,11 +7,13 @@
 //! - `read_index`: linearizable reads;
 //! - `peer_service`: what peers ask of this node;
 //! - `membership`: adding, removing, promoting members;
+//! - `databases`: making and dropping databases;
 //! - `checkpointer`: when a checkpoint is due.
 
 mod admission;
 mod calls;
 mod checkpointer;
+mod databases;
 mod identity;
 mod leadership;
 mod membership;
@@ -395,6 +397,7 @@ impl Node {
         if let Err(error) = self.transfer_leader(None).await {
             tracing::info!(%error, "the leadership was not handed over");
         }
+        self.inner.machine.begin_stop();
         self.inner.machine.close_writers("the node stops").await;
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");

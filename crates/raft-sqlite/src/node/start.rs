@@ -15,6 +15,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, Se
 
 use super::admission::{self, Asker, Verdict};
 use super::calls::{CallHandler, Handlers};
+use super::databases::{self, DatabasesHandler};
 use super::identity::Identity;
 use super::leadership::{self, Leadership};
 use super::membership::{self, MembershipHandler};
@@ -133,6 +134,7 @@ impl NodeBuilder {
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new_cyclic(|node| {
             handlers.insert(membership::HANDLER.into(), Arc::new(MembershipHandler { node: node.clone() }));
+            handlers.insert(databases::HANDLER.into(), Arc::new(DatabasesHandler { node: node.clone() }));
             handlers.insert(remote_sql::HANDLER.into(), Arc::new(SqlHandler::new(node.clone())));
             NodeInner {
                 identity: identity.clone(),

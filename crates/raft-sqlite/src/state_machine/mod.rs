@@ -13,11 +13,12 @@ pub mod command;
 pub mod observer;
 pub mod snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -35,11 +36,16 @@ use crate::database::replica::{ApplyError, LogPosition, PinnedVersion, Replica, 
 use crate::database::writer_thread::{Proposer, WriterSetup, WriterThread};
 use crate::page::Version;
 
+/// How often a new database tries again to take the place of a dropped one's file.
+const FORGET_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What applying a command told: the same on every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandOutcome {
     /// Blank and membership entries, and commands that cannot fail.
     Done,
+    /// A database was to be made that exists, or to be dropped that does not: it changed nothing.
+    Unchanged,
     /// A PageSet was computed on a version that is not the database's: it changed nothing.
     BaseMismatch,
     /// The database of the command does not exist (dropped in between): it changed nothing.
@@ -96,7 +102,9 @@ struct Inner {
     setup: MachineSetup,
     databases: RwLock<BTreeMap<String, Arc<DatabaseState>>>,
     /// Names whose files go with the next checkpoint.
-    dropped: Mutex<Vec<String>>,
+    dropped: Mutex<BTreeSet<String>>,
+    /// Nothing waits for anything any more.
+    stopping: AtomicBool,
     applied: Mutex<Applied>,
     applied_index: watch::Sender<u64>,
     /// Index up to which the checkpoint on disk contains the log: what may be purged (INV-PURGE-AFTER-CHECKPOINT).
@@ -123,6 +131,7 @@ impl Machine {
             inner: Arc::new(Inner {
                 databases: RwLock::default(),
                 dropped: Mutex::default(),
+                stopping: AtomicBool::new(false),
                 applied: Mutex::new(Applied { position: catalog.position, membership: catalog.membership.clone() }),
                 applied_index: watch::channel(checkpointed).0,
                 checkpointed: Arc::new(AtomicU64::new(checkpointed)),
@@ -132,27 +141,38 @@ impl Machine {
             }),
         };
         for (name, version) in &catalog.databases {
-            let state = machine.open_database(name, catalog.position, Some(Version(*version)))?;
+            let state = machine.open_database(name, catalog.position, Version(*version))?;
             machine.inner.databases.write().insert(name.clone(), state);
         }
         Ok(machine)
     }
 
-    /// The catalog says that `name` stood at `version` at `position`.
+    /// The catalog says that `name` stood at `version` at `position`; None: it was made now, empty, at that version.
     fn open_database(
         &self,
         name: &str,
         position: Option<LogPosition>,
-        version: Option<Version>,
+        version: Version,
     ) -> Result<Arc<DatabaseState>, DatabaseError> {
         let setup = &self.inner.setup;
-        let (replica, mark) = Replica::open(&setup.directory, name, setup.options.clone())?;
+        let options = ReplicaOptions { born: version, ..setup.options.clone() };
+        let (replica, mark) = Replica::open(&setup.directory, name, options)?;
         // A checkpoint that wrote the database but not yet the catalog leaves the database ahead: its entries are then skipped.
-        let marked = mark.map_or(0, |mark| mark.position.index);
-        let at_catalog = mark.map_or(Version(0), |mark| mark.version) == version.unwrap_or(Version(0));
-        let restored = match position {
-            Some(position) if at_catalog => marked.max(position.index),
-            _ => marked,
+        let restored = match (mark, position) {
+            (_, None) => 0,
+            (Some(mark), Some(position)) if mark.version == version => mark.position.index.max(position.index),
+            (Some(mark), Some(_)) if mark.version > version => mark.position.index,
+            (mark, Some(position)) => {
+                let holds = mark.map_or("nothing".into(), |mark| format!("version {}", mark.version));
+                return Err(DatabaseError::Damaged {
+                    path: setup.directory.join(format!("{name}.sqlite")),
+                    offset: 0,
+                    why: format!(
+                        "the last checkpoint, at log index {}, has written version {version}, the file holds {holds}: was it replaced or removed?",
+                        position.index
+                    ),
+                });
+            }
         };
         let pipeline = SharedPipeline::default();
         let observers = setup.observers.clone();
@@ -240,12 +260,9 @@ impl Machine {
                 self.apply_pages(position, &database, origin, &sidecars, &page_set).await
             }
             Command::CreateDatabase { database } => {
-                self.create_database(&database).map(|()| (CommandOutcome::Done, None))
+                self.create_database(&database, position).await.map(|outcome| (outcome, None))
             }
-            Command::DropDatabase { database } => {
-                self.drop_database(&database).await;
-                Ok((CommandOutcome::Done, None))
-            }
+            Command::DropDatabase { database } => Ok((self.drop_database(&database).await, None)),
         };
         match applied {
             Ok((outcome, answers)) => {
@@ -322,27 +339,62 @@ impl Machine {
         }
     }
 
-    fn create_database(&self, name: &str) -> Result<(), DatabaseError> {
+    async fn create_database(&self, name: &str, position: LogPosition) -> Result<CommandOutcome, DatabaseError> {
         if self.database(name).is_some() {
-            return Ok(());
+            return Ok(CommandOutcome::Unchanged);
         }
-        self.inner.dropped.lock().retain(|dropped| dropped != name);
-        let state = self.open_database(name, None, None)?;
-        self.inner.databases.write().insert(name.to_owned(), state);
+        self.forget_dropped(name).await?;
+        Replica::remove_leftovers(&self.inner.setup.directory, name)?;
+        self.add_database(name, Version(position.index))?;
+        Ok(CommandOutcome::Done)
+    }
+
+    /// A new, empty database. Its versions begin at the index of the entry that made it, so that none is ever the same as one of a
+    /// dropped database of its name: what was computed on that fails the base check.
+    fn add_database(&self, name: &str, born: Version) -> Result<Arc<DatabaseState>, DatabaseError> {
+        let state = self.open_database(name, None, born)?;
+        self.inner.databases.write().insert(name.to_owned(), state.clone());
+        Ok(state)
+    }
+
+    /// The catalog on disk names a dropped database of this name until the next checkpoint, and a restart would replay on its file: it
+    /// has to be forgotten before the file may go. On a full disk this waits for room, as the log does.
+    async fn forget_dropped(&self, name: &str) -> Result<(), DatabaseError> {
+        while self.inner.dropped.lock().contains(name) {
+            match self.checkpoint(self.pin()).await {
+                Ok(()) => {}
+                Err(error @ DatabaseError::Io { .. }) if !self.inner.stopping.load(Ordering::SeqCst) => {
+                    tracing::warn!(database = name, %error, "a database of this name was dropped, and its file cannot go yet: trying again");
+                    tokio::time::sleep(FORGET_RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
-    async fn drop_database(&self, name: &str) {
+    async fn drop_database(&self, name: &str) -> CommandOutcome {
         let Some(state) = self.inner.databases.write().remove(name) else {
-            return;
+            return CommandOutcome::Unchanged;
         };
         state.writer.close("the database was dropped").await;
         state.writer.stop();
         // The file goes after the next catalog no longer names it: until then a restart may have to replay on it.
-        self.inner.dropped.lock().push(name.to_owned());
+        self.inner.dropped.lock().insert(name.to_owned());
+        CommandOutcome::Done
     }
 
-    /// Submits a job to a database's writer; false: there is no such database here yet.
+    /// Whether files of dropped databases take room on the disk.
+    pub fn has_dropped_files(&self) -> bool {
+        !self.inner.dropped.lock().is_empty()
+    }
+
+    /// From now on nothing waits for room on the disk.
+    pub fn begin_stop(&self) {
+        self.inner.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Submits a job to a database's writer; gives it back if there is no such database here yet.
     pub fn submit(&self, name: &str, job: Box<dyn Job>) -> Result<(), Box<dyn Job>> {
         match self.database(name) {
             Some(state) => {
@@ -350,6 +402,14 @@ impl Machine {
                 Ok(())
             }
             None => Err(job),
+        }
+    }
+
+    /// Opens a new database's writer for the leadership of `term`.
+    pub async fn open_writer(&self, name: &str, term: u64) -> Result<(), DatabaseError> {
+        match self.database(name) {
+            Some(state) => state.writer.open(term).await,
+            None => Ok(()),
         }
     }
 
@@ -419,14 +479,22 @@ impl Machine {
     fn write_checkpoint(&self, position: LogPosition, state: PinnedState) -> Result<(), DatabaseError> {
         let mut catalog =
             Catalog { position: Some(position), membership: state.membership, databases: BTreeMap::new() };
-        let dropped = std::mem::take(&mut *self.inner.dropped.lock());
         for (name, replica, pin) in state.databases {
             catalog.databases.insert(name, pin.version().0);
             replica.checkpoint(pin, position)?;
         }
+        self.write_catalog(&catalog, position)
+    }
+
+    /// The databases of `catalog` are on disk up to it.
+    fn write_catalog(&self, catalog: &Catalog, position: LogPosition) -> Result<(), DatabaseError> {
         catalog.write(&self.inner.setup.directory)?;
-        for name in dropped.into_iter().filter(|name| !catalog.databases.contains_key(name)) {
+        // What was dropped after the state was pinned still stands in the catalog.
+        let forgotten: Vec<String> =
+            self.inner.dropped.lock().iter().filter(|name| !catalog.databases.contains_key(*name)).cloned().collect();
+        for name in forgotten {
             Replica::remove_files(&self.inner.setup.directory, &name)?;
+            self.inner.dropped.lock().remove(&name);
         }
         self.inner.checkpointed.fetch_max(position.index, Ordering::AcqRel);
         Ok(())

@@ -255,7 +255,7 @@ impl Machine {
             if let Some(state) = self.inner.databases.write().remove(&name) {
                 state.writer.stop();
             }
-            self.inner.dropped.lock().push(name);
+            self.inner.dropped.lock().insert(name);
         }
         let mut catalog = super::catalog::Catalog {
             position: Some(position),
@@ -264,21 +264,19 @@ impl Machine {
         };
         for received in &snapshot.databases {
             let mark = AppliedMark { position, version: received.version, state_hash: received.state_hash };
-            self.create_database(&received.name)?;
-            let state = self
-                .database(&received.name)
-                .ok_or_else(|| DatabaseError::Internal(format!("database {:?} went away", received.name)))?;
+            let state = match self.database(&received.name) {
+                Some(state) => state,
+                None => {
+                    self.inner.dropped.lock().remove(&received.name);
+                    self.add_database(&received.name, received.version)?
+                }
+            };
             state.replica.install(&received.path, mark)?;
             state.restored_index.store(position.index, std::sync::atomic::Ordering::Release);
             catalog.databases.insert(received.name.clone(), received.version.0);
             self.notify_restored(&received.name, &state)?;
         }
-        catalog.write(&self.inner.setup.directory)?;
-        let dropped = std::mem::take(&mut *self.inner.dropped.lock());
-        for name in dropped.into_iter().filter(|name| !catalog.databases.contains_key(name)) {
-            Replica::remove_files(&self.inner.setup.directory, &name)?;
-        }
-        self.inner.checkpointed.fetch_max(position.index, std::sync::atomic::Ordering::AcqRel);
+        self.write_catalog(&catalog, position)?;
         self.advance(position, Some(membership));
         Ok(())
     }
