@@ -35,8 +35,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for node in &nodes {
         let rows =
             node.database("app").query("SELECT id, text FROM word ORDER BY id", ReadConsistency::Linearizable).await?;
-        println!("{}: {:?}", node.name(), rows.rows);
-        assert_eq!(rows.rows.len(), 3);
+        println!("{}: {rows:?}", node.name());
+        assert_eq!(rows.len(), 3);
     }
     for node in &nodes {
         node.shutdown().await?;

@@ -6,15 +6,16 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use raft_sqlite::{Node, NodeConfig, ReadConsistency, Statement};
+//! use raft_sqlite::{Node, NodeConfig, ReadConsistency};
 //!
 //! let node = Node::start(NodeConfig::single("/var/lib/example")).await?;
 //! let db = node.database("app");
 //! node.wait_for_leader(std::time::Duration::from_secs(10)).await?;
 //! db.execute("CREATE TABLE IF NOT EXISTS word(id INTEGER PRIMARY KEY, text TEXT)").await?;
-//! db.execute(Statement::new("INSERT INTO word(text) VALUES (?)").bind("hello".to_owned())).await?;
-//! let rows = db.query("SELECT text FROM word", ReadConsistency::Linearizable).await?;
-//! assert_eq!(rows.columns, ["text"]);
+//! db.execute(("INSERT INTO word(text) VALUES (?)", ["hello"])).await?;
+//! let rows = db.query("SELECT id, text FROM word", ReadConsistency::Linearizable).await?;
+//! assert_eq!(rows[0].get::<String>("text")?, "hello");
+//! assert_eq!(rows.deserialize::<(i64, String)>()?, [(1, "hello".to_owned())]);
 //! node.shutdown().await?;
 //! # Ok(())
 //! # }
@@ -36,7 +37,9 @@ mod page;
 mod state_machine;
 mod vfs;
 
-pub use client::{Database, Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
+pub use client::{
+    ColumnIndex, Database, Executed, Parameters, ReadConsistency, Row, RowError, Rows, SqlError, Statement,
+};
 pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;
 pub use database::job::WriteContext;
@@ -44,7 +47,8 @@ pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, W
 pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
 pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
 pub use page::Version;
-pub use rusqlite;
+pub use rusqlite::types::{FromSql, ToSql, Value};
+pub use rusqlite::{self, named_params, params};
 pub use state_machine::observer::ApplyObserver;
 
 use serde::{Deserialize, Serialize};

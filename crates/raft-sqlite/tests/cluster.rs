@@ -99,7 +99,7 @@ impl Cluster {
 
 async fn count(node: &Node, consistency: ReadConsistency) -> i64 {
     let rows = node.database("app").query("SELECT count(*) FROM t", consistency).await.unwrap();
-    match rows.rows[0][0] {
+    match rows[0][0] {
         Value::Integer(count) => count,
         ref other => panic!("{other:?}"),
     }
@@ -145,7 +145,7 @@ async fn every_node_takes_writes_and_reads() {
             other => panic!("{other:?}"),
         }
         let returned = db.execute("UPDATE t SET v = random() RETURNING v").await.unwrap();
-        assert_eq!(returned.rows.rows.len(), number + 1);
+        assert_eq!(returned.rows.len(), number + 1);
     }
     cluster.wait_equal().await;
 }

@@ -11,12 +11,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nodes::{Nodes, PATIENCE};
-use raft_sqlite::{
-    Database, ErrorClass, Node, NodeConfig, ReadConsistency, ReadError, Statement, Value, Version, WriteError, rusqlite,
-};
+use raft_sqlite::{Database, ErrorClass, Node, NodeConfig, ReadConsistency, ReadError, Version, WriteError, rusqlite};
 
 async fn insert(db: &Database, value: i64) -> Version {
-    db.batch(vec!["CREATE TABLE IF NOT EXISTS t(v)".into(), Statement::new("INSERT INTO t VALUES (?)").bind(value)])
+    db.batch(vec!["CREATE TABLE IF NOT EXISTS t(v)".into(), ("INSERT INTO t VALUES (?)", [value]).into()])
         .await
         .unwrap()
         .pop()
@@ -26,11 +24,7 @@ async fn insert(db: &Database, value: i64) -> Version {
 
 async fn values(db: &Database) -> Vec<i64> {
     let rows = db.query("SELECT v FROM t ORDER BY v", ReadConsistency::Linearizable).await.unwrap();
-    let value = |row: &Vec<Value>| match row[0] {
-        Value::Integer(value) => value,
-        ref other => panic!("{other:?}"),
-    };
-    rows.rows.iter().map(value).collect()
+    rows.deserialize().unwrap()
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

@@ -1,13 +1,18 @@
 //! The database handle a program uses.
 
 pub(crate) mod remote_sql;
+mod row;
+mod row_serde;
 mod sql;
+mod statement;
 
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use sql::{Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
+pub use row::{ColumnIndex, Row, RowError, Rows};
+pub use sql::{Executed, ReadConsistency, SqlError};
+pub use statement::{Parameters, Statement};
 
 use crate::database::DatabaseError;
 use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};

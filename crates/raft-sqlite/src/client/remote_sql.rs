@@ -6,7 +6,8 @@ use prost::Message as _;
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 
-use super::sql::{Executed, Rows, SqlError};
+use super::row::Rows;
+use super::sql::{Executed, SqlError};
 use crate::database::job::WriteContext;
 use crate::database::{explain_refusal, forget_refusal};
 use crate::error::WriteError;
@@ -69,6 +70,9 @@ pub(super) fn run_statement(
 }
 
 fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Result<StatementResult, rusqlite::Error> {
+    if !statement.refused.is_empty() {
+        return Err(rusqlite::Error::ToSqlConversionFailure(statement.refused.clone().into()));
+    }
     let before = connection.total_changes();
     let (mut kept, mut fresh);
     let prepared: &mut rusqlite::Statement<'_> = if is_settled_when_prepared(&statement.sql) {
@@ -101,7 +105,7 @@ fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Re
     drop(cursor);
     let columns = prepared.column_names().map(str::to_owned).collect();
     Ok(StatementResult {
-        rows: Rows { columns, rows },
+        rows: Rows::new(columns, rows),
         // SQLite keeps the count of the last statement that could change rows: it is not this one's if the total stands still.
         rows_affected: if connection.total_changes() == before { 0 } else { connection.changes() },
         last_insert_rowid: connection.last_insert_rowid(),
@@ -199,12 +203,11 @@ fn encode_reply(results: Vec<StatementResult>, version: u64) -> Bytes {
     let results = results
         .into_iter()
         .map(|result| proto::SqlResult {
-            columns: result.rows.columns,
+            columns: result.rows.columns().to_vec(),
             rows: result
                 .rows
-                .rows
                 .iter()
-                .map(|row| proto::SqlRow { values: row.iter().map(to_proto_value).collect() })
+                .map(|row| proto::SqlRow { values: row.values().iter().map(to_proto_value).collect() })
                 .collect(),
             rows_affected: result.rows_affected,
             last_insert_rowid: result.last_insert_rowid,
@@ -219,10 +222,10 @@ pub(super) fn decode_reply(bytes: &[u8]) -> Result<Vec<Executed>, prost::DecodeE
     let executed = |result: proto::SqlResult| Executed {
         rows_affected: result.rows_affected,
         last_insert_rowid: result.last_insert_rowid,
-        rows: Rows {
-            columns: result.columns,
-            rows: result.rows.into_iter().map(|row| row.values.into_iter().map(from_proto_value).collect()).collect(),
-        },
+        rows: Rows::new(
+            result.columns,
+            result.rows.into_iter().map(|row| row.values.into_iter().map(from_proto_value).collect()).collect(),
+        ),
         version,
     };
     Ok(reply.results.into_iter().map(executed).collect())

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 
-pub use rusqlite::types::Value;
-
+use super::row::Rows;
+use super::statement::Statement;
 use super::{Database, remote_sql};
 use crate::error::{CallError, ReadError, WriteError};
 use crate::network::proto;
@@ -25,51 +25,6 @@ pub struct SqlError {
     pub statement: usize,
 }
 
-/// A statement with its parameters.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Statement {
-    sql: String,
-    positional: Vec<Value>,
-    named: Vec<(String, Value)>,
-}
-
-impl Statement {
-    /// A statement without parameters.
-    pub fn new(sql: impl Into<String>) -> Self {
-        Self { sql: sql.into(), ..Self::default() }
-    }
-
-    /// Adds the next positional parameter (`?`).
-    #[must_use]
-    pub fn bind(mut self, value: impl Into<Value>) -> Self {
-        self.positional.push(value.into());
-        self
-    }
-
-    /// Adds a named parameter; `name` with its prefix, such as `:id`.
-    #[must_use]
-    pub fn bind_named(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.named.push((name.to_owned(), value.into()));
-        self
-    }
-
-    pub(super) fn to_proto(&self) -> proto::SqlStatement {
-        let positional = self.positional.iter().map(|value| (String::new(), value));
-        let named = self.named.iter().map(|(name, value)| (name.clone(), value));
-        let parameters = positional
-            .chain(named)
-            .map(|(name, value)| proto::SqlParameter { name, value: Some(remote_sql::to_proto_value(value)) })
-            .collect();
-        proto::SqlStatement { sql: self.sql.clone(), parameters }
-    }
-}
-
-impl From<&str> for Statement {
-    fn from(sql: &str) -> Self {
-        Self::new(sql)
-    }
-}
-
 /// What a statement did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Executed {
@@ -81,18 +36,6 @@ pub struct Executed {
     pub rows: Rows,
     /// The version from which on readers see it: give it to [`Database::wait_for_version`] on another node to read your own write.
     pub version: Version,
-}
-
-/// One row's values, in the order of [`Rows::columns`].
-pub type Row = Vec<Value>;
-
-/// A whole result.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rows {
-    /// Column names.
-    pub columns: Vec<String>,
-    /// The rows.
-    pub rows: Vec<Row>,
 }
 
 /// How new the state has to be that a read sees.

@@ -14,7 +14,9 @@ use std::time::Instant;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestError, TestRunner};
 use raft_sqlite::rusqlite::Connection;
-use raft_sqlite::{Database, ErrorClass, Executed, ReadConsistency, ReadError, SqlError, Statement, WriteError};
+use raft_sqlite::{
+    Database, ErrorClass, Executed, ReadConsistency, ReadError, Rows, SqlError, Statement, Value, WriteError,
+};
 
 use super::nodes::{Nodes, PATIENCE};
 use super::random_sql::{self, Outcome, Random, Refused, SavePoints, Schema, Step, refused, run};
@@ -123,8 +125,8 @@ fn to_statement(step: &Step) -> Statement {
 
 fn to_outcome(executed: Executed) -> Outcome {
     Outcome {
-        columns: executed.rows.columns,
-        rows: executed.rows.rows,
+        columns: executed.rows.columns().to_vec(),
+        rows: executed.rows.into_values(),
         changes: executed.rows_affected,
         last_insert_rowid: executed.last_insert_rowid,
     }
@@ -178,7 +180,7 @@ impl Pair<'_> {
                 Some(ErrorClass::OutcomeUnknown) => {
                     let database = self.database(turn.node);
                     let rows = database.query("SELECT n FROM mark", ReadConsistency::Linearizable).await;
-                    if rows.is_ok_and(|rows| rows.rows == vec![vec![mark.into()]]) {
+                    if rows.is_ok_and(|rows| rows.into_values() == [[Value::from(mark)]]) {
                         return None;
                     }
                 }
@@ -243,7 +245,7 @@ impl Pair<'_> {
         let connection = open_plain(self.path);
         let schema = Schema::read(&connection).unwrap();
         let step = random_sql::query(&mut Random::new(seed), &schema);
-        let sorted = |rows: &[Vec<raft_sqlite::Value>]| {
+        let sorted = |rows: &[Vec<Value>]| {
             let mut lines: Vec<String> = rows.iter().map(|row| format!("{row:?}")).collect();
             lines.sort();
             lines
@@ -252,7 +254,7 @@ impl Pair<'_> {
         let start = Instant::now();
         let got = loop {
             match self.database(node).query(to_statement(&step), ReadConsistency::Linearizable).await {
-                Ok(rows) => break Ok((rows.columns, sorted(&rows.rows))),
+                Ok(rows) => break Ok((rows.columns().to_vec(), sorted(&rows.into_values()))),
                 Err(ReadError::Sql(error)) => break Err(refused(&error)),
                 Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
             }
@@ -317,7 +319,7 @@ impl Pair<'_> {
             let step = Step::from(format!("SELECT * FROM {table}"));
             let want = run(&connection, &step).map(|outcome| outcome.rows);
             let got = self.database(2).query(step.sql.as_str(), ReadConsistency::Linearizable).await;
-            let got = got.map(|rows| rows.rows).map_err(|error| match error {
+            let got = got.map(Rows::into_values).map_err(|error| match error {
                 ReadError::Sql(error) => refused(&error),
                 other => panic!("{other}"),
             });
@@ -326,7 +328,7 @@ impl Pair<'_> {
         let want = run(&connection, &"PRAGMA integrity_check".into()).map(|outcome| outcome.rows);
         // On the leader: see `random_sql::query`.
         let check = self.database(1).execute("PRAGMA integrity_check").await.unwrap();
-        differs(&want, &Ok(check.rows.rows))?;
+        differs(&want, &Ok(check.rows.into_values()))?;
         self.nodes.wait_equal(self.name).await;
         Ok(())
     }

@@ -14,7 +14,7 @@ async fn table(nodes: &Nodes) -> Database {
 }
 
 async fn count(database: &Database) -> Value {
-    database.query("SELECT count(*) FROM t", ReadConsistency::Linearizable).await.unwrap().rows[0][0].clone()
+    database.query("SELECT count(*) FROM t", ReadConsistency::Linearizable).await.unwrap()[0][0].clone()
 }
 
 fn refused(result: Result<Vec<Executed>, WriteError<SqlError>>) -> SqlError {
@@ -36,11 +36,11 @@ async fn a_kept_statement_has_the_columns_of_now() {
             for _ in 0..20 {
                 let database = nodes.node(node).database("app");
                 let rows = database.query("SELECT * FROM t", ReadConsistency::Linearizable).await.unwrap();
-                assert_eq!(rows.rows[0].len(), rows.columns.len());
-                seen.push(rows.columns);
+                assert_eq!(rows[0].values().len(), rows.columns().len());
+                seen.push(rows.columns().to_vec());
             }
         }
-        seen.push(database.execute("SELECT * FROM t").await.unwrap().rows.columns);
+        seen.push(database.execute("SELECT * FROM t").await.unwrap().rows.columns().to_vec());
         seen.dedup();
         assert_eq!(seen.len(), 1, "{seen:?}");
         seen.remove(0)
@@ -53,7 +53,7 @@ async fn a_kept_statement_has_the_columns_of_now() {
     // No row at all.
     database.execute("DELETE FROM t").await.unwrap();
     let rows = database.query("SELECT * FROM t", ReadConsistency::Linearizable).await.unwrap();
-    assert_eq!(rows.columns, ["k", "w"]);
+    assert_eq!(rows.columns(), ["k", "w"]);
 }
 
 /// SQLite settles some statements when it prepares them: they must not be kept.
@@ -145,11 +145,11 @@ async fn counts_and_rowids_are_of_the_statement_and_of_the_caller() {
     let done = database.execute("UPDATE t SET v = 'c'").await.unwrap();
     assert_eq!((done.rows_affected, done.last_insert_rowid), (2, 0));
     let done = database.execute("SELECT last_insert_rowid()").await.unwrap();
-    assert_eq!(done.rows.rows, [[Value::Integer(0)]]);
+    assert_eq!(done.rows.into_values(), [[Value::Integer(0)]]);
     assert_eq!(done.rows_affected, 0);
     let batch = ["INSERT INTO t VALUES (20, 'd')", "SELECT last_insert_rowid(), changes()"].map(Statement::new);
     let done = database.batch(batch.into()).await.unwrap();
-    assert_eq!(done[1].rows.rows, [[Value::Integer(20), Value::Integer(1)]]);
+    assert_eq!(done[1].rows[0].values(), [Value::Integer(20), Value::Integer(1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +161,7 @@ async fn vacuum_runs_on_any_node_and_within_the_bound() {
     }
     let pages = async |database: &Database| {
         let rows = database.query("PRAGMA page_count", ReadConsistency::Linearizable).await.unwrap();
-        match rows.rows[0][0] {
+        match rows[0][0] {
             Value::Integer(pages) => pages,
             ref other => panic!("{other:?}"),
         }

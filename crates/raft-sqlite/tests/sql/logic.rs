@@ -95,7 +95,12 @@ impl Replicated {
         loop {
             match self.next().query(sql, ReadConsistency::Linearizable).await {
                 Ok(rows) => {
-                    return Ok(Outcome { columns: rows.columns, rows: rows.rows, changes: 0, last_insert_rowid: 0 });
+                    return Ok(Outcome {
+                        columns: rows.columns().to_vec(),
+                        rows: rows.into_values(),
+                        changes: 0,
+                        last_insert_rowid: 0,
+                    });
                 }
                 Err(ReadError::Sql(error)) => return Err(refused(&error)),
                 Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
@@ -109,8 +114,8 @@ impl Replicated {
             match self.next().execute(sql).await {
                 Ok(done) => {
                     return Ok(Outcome {
-                        columns: done.rows.columns,
-                        rows: done.rows.rows,
+                        columns: done.rows.columns().to_vec(),
+                        rows: done.rows.into_values(),
                         changes: done.rows_affected,
                         last_insert_rowid: done.last_insert_rowid,
                     });
