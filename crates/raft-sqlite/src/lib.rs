@@ -36,16 +36,20 @@ mod page;
 mod state_machine;
 mod vfs;
 
-pub use client::{Database, Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
+pub use client::{
+    Database, Executed, Migrated, Migration, MigrationError, ReadConsistency, Row, Rows, SqlError, Statement, Value,
+};
 pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;
 pub use database::job::WriteContext;
+pub use database::prepare::{ConnectionPurpose, ConnectionRole, PrepareError, PrepareFailure};
 pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, WriteError};
 pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
 pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
 pub use page::Version;
 pub use rusqlite;
 pub use state_machine::observer::ApplyObserver;
+pub use tokio_rustls::rustls;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,6 @@
 //! The database handle a program uses.
 
+pub(crate) mod migrate;
 pub(crate) mod remote_sql;
 mod sql;
 
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+pub use migrate::{Migrated, Migration, MigrationError};
 pub use sql::{Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
 
 use crate::database::DatabaseError;
@@ -166,6 +168,7 @@ impl Database {
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(DatabaseError::ReaderTooOld { max_age })) => Err(ReadError::TooOld { max_age }),
+            Ok(Err(DatabaseError::Prepare(error))) => Err(ReadError::Prepare(error)),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
         }

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use super::checkpoint::{Files, Install, page_error};
 pub(crate) use super::mark::AppliedMark;
 pub use super::mark::LogPosition;
+use super::prepare::{ConnectionRole, Preparation, PrepareError};
 use super::recovery::{self, Paths, Recovered};
 use super::{DatabaseError, Reader, Writer};
 use crate::error::ErrorClass;
@@ -37,6 +38,8 @@ pub(crate) struct ReplicaOptions {
     pub max_transaction_bytes: usize,
     /// A reader that holds its version longer than this gets an error.
     pub max_reader_age: Duration,
+    /// What the program does to each connection first.
+    pub preparation: Preparation,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
 }
@@ -47,6 +50,7 @@ impl Default for ReplicaOptions {
             page_size: PageSize::default(),
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
+            preparation: Preparation::default(),
             disk: Arc::new(SystemDisk),
         }
     }
@@ -112,6 +116,7 @@ pub(crate) struct ReplicaStatistics {
 
 struct Inner {
     identity: usize,
+    name: String,
     paths: Paths,
     options: ReplicaOptions,
     /// Replaced by an install; readers keep the one they began on.
@@ -152,6 +157,7 @@ impl Replica {
         let store = new_store(&recovered, &options).map_err(|error| DatabaseError::io(&paths.database, error))?;
         let inner = Inner {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
             paths,
             options,
             store: RwLock::new(Arc::new(store)),
@@ -170,6 +176,26 @@ impl Replica {
 
     pub(super) fn path(&self) -> &Path {
         &self.inner.paths.database
+    }
+
+    /// Runs the program's preparation by way of a connection's own `prepare`.
+    pub(super) fn prepare(
+        &self,
+        role: ConnectionRole,
+        on: impl FnOnce(
+            &dyn Fn(&rusqlite::Connection) -> Result<(), String>,
+        ) -> rusqlite::Result<Option<Result<(), String>>>,
+    ) -> Result<(), PrepareError> {
+        self.inner.options.preparation.run(&self.inner.name, role, on)
+    }
+
+    /// Prepares one connection of each role and closes them again: a program that cannot is told when it starts.
+    pub fn rehearse(&self) -> Result<(), DatabaseError> {
+        if self.inner.options.preparation.is_empty() {
+            return Ok(());
+        }
+        self.open_reader()?;
+        self.open_writer()?.connect().map(drop)
     }
 
     fn store(&self) -> Arc<PageStore> {

@@ -256,7 +256,7 @@ impl Thread {
         self.close_writer("a new leadership begins");
         let writer = self.setup.replica.open_writer()?;
         let incarnation = rand::random::<u64>().max(1);
-        *self.interrupt.lock() = Some(writer.connection().get_interrupt_handle());
+        *self.interrupt.lock() = writer.interrupt_handle();
         self.closing.store(false, Ordering::SeqCst);
         self.setup.pipeline.begin(incarnation);
         (self.setup.on_reset)();
@@ -284,12 +284,18 @@ impl Thread {
         let Some(open) = &mut self.open else {
             return job.finish(Err(Refusal::NotLeader));
         };
+        match open.writer.connect() {
+            Ok(false) => {}
+            Ok(true) => *self.interrupt.lock() = open.writer.interrupt_handle(),
+            // It has seen nothing and done nothing.
+            Err(error) => return job.finish(Err(Refusal::Rejected(error.to_string()))),
+        }
         let term = open.term;
         let before = open.writer.captured();
         let ran = run_transaction(&open.writer, job.as_mut());
         let reset = open.writer.reset_connection();
         if let Ok(true) = reset {
-            *self.interrupt.lock() = Some(open.writer.connection().get_interrupt_handle());
+            *self.interrupt.lock() = open.writer.interrupt_handle();
         }
         let after = open.writer.captured();
         let wrote = after.transactions != before.transactions;

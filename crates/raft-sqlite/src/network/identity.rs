@@ -6,10 +6,16 @@
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
+use super::{PROTOCOL_VERSION, check_protocol};
+
 /// Metadata key of the cluster id: 16 hex digits.
 pub const CLUSTER_KEY: &str = "raft-sqlite-cluster";
 /// Metadata key of the member id that the call is for: 16 hex digits.
 pub const TO_KEY: &str = "raft-sqlite-to";
+/// Metadata key of the version of the peer protocol that the caller speaks: decimal.
+pub const PROTOCOL_KEY: &str = "raft-sqlite-protocol";
+/// Metadata key of the caller's program version, for people.
+pub const PROGRAM_KEY: &str = "raft-sqlite-version";
 
 /// Marks outgoing calls.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +34,8 @@ impl tonic::service::Interceptor for Outgoing {
         };
         request.metadata_mut().insert(CLUSTER_KEY, hex(self.cluster_id)?);
         request.metadata_mut().insert(TO_KEY, hex(self.to)?);
+        request.metadata_mut().insert(PROTOCOL_KEY, MetadataValue::from(PROTOCOL_VERSION));
+        request.metadata_mut().insert(PROGRAM_KEY, MetadataValue::from_static(env!("CARGO_PKG_VERSION")));
         Ok(request)
     }
 }
@@ -63,7 +71,12 @@ impl tonic::service::Interceptor for Incoming {
                 "wrong member id: the call is for member {to:016x}, this one is {:016x}; check which address belongs to which member",
                 self.node_id
             ))),
-            (Some(_), Some(_)) => Ok(request),
+            (Some(_), Some(_)) => {
+                let text = |key: &str| request.metadata().get(key).and_then(|value| value.to_str().ok()).unwrap_or("");
+                let version = text(PROTOCOL_KEY).parse().unwrap_or(0);
+                check_protocol(version, text(PROGRAM_KEY)).map_err(Status::failed_precondition)?;
+                Ok(request)
+            }
             _ => {
                 let mut request = request;
                 request.extensions_mut().insert(Anonymous);

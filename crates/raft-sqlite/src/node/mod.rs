@@ -311,6 +311,27 @@ impl Node {
         }
     }
 
+    /// Replaces the certificates for peers, as when they have been rotated: new connections, in and out, use the new ones; connections
+    /// that are open stay until they end.
+    ///
+    /// # Errors
+    /// A sentence when they cannot be used, or when the node was started without TLS for peers: what was in force stays.
+    pub fn replace_peer_tls(&self, certificates: &crate::config::PeerTls) -> Result<(), String> {
+        self.inner.channels.tls().replace_pem(certificates)
+    }
+
+    /// As [`Self::replace_peer_tls`], with rustls configurations of the program's own.
+    ///
+    /// # Errors
+    /// A sentence when the node was started without TLS for peers.
+    pub fn replace_peer_rustls(
+        &self,
+        server: tokio_rustls::rustls::ServerConfig,
+        client: tokio_rustls::rustls::ClientConfig,
+    ) -> Result<(), String> {
+        self.inner.channels.tls().replace(server, client)
+    }
+
     /// A handle to a database; it need not exist yet: the first write makes it.
     pub fn database(&self, name: &str) -> Database {
         Database::new(self.clone(), name)

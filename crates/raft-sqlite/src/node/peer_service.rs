@@ -238,6 +238,7 @@ impl Peer for PeerService {
             initialized,
             you: super::admission::about(&node, request.get_ref()),
             disk_full: node.storage.is_full(),
+            protocol_version: crate::network::PROTOCOL_VERSION,
         }))
     }
 }

@@ -131,8 +131,12 @@ impl Machine {
                 setup,
             }),
         };
+        if catalog.databases.is_empty() {
+            machine.inner.setup.options.preparation.rehearse()?;
+        }
         for (name, version) in &catalog.databases {
             let state = machine.open_database(name, catalog.position, Some(Version(*version)))?;
+            state.replica.rehearse()?;
             machine.inner.databases.write().insert(name.clone(), state);
         }
         Ok(machine)
