@@ -25,6 +25,7 @@
 
 pub mod config;
 pub mod error;
+pub mod metrics;
 
 mod client;
 mod consensus;

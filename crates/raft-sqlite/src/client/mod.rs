@@ -4,9 +4,10 @@ pub(crate) mod migrate;
 pub(crate) mod remote_sql;
 mod sql;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 pub use migrate::{Migrated, Migration, MigrationError};
 pub use sql::{Executed, ReadConsistency, Row, Rows, SqlError, Statement, Value};
@@ -55,7 +56,7 @@ impl Database {
         T: Send + 'static,
         E: Send + 'static,
     {
-        self.run(closure, true).await
+        self.counted(self.run(closure, true)).await
     }
 
     /// As [`Self::write`], without a transaction around it: for VACUUM alone, which is one of its own.
@@ -65,7 +66,27 @@ impl Database {
         T: Send + 'static,
         E: Send + 'static,
     {
-        self.run(closure, false).await
+        self.counted(self.run(closure, false)).await
+    }
+
+    /// Counted, and in a span of its own: `write` goes from the call to the answer, and the closure runs in it, too.
+    async fn counted<T, E>(&self, write: impl Future<Output = Result<T, WriteError<E>>>) -> Result<T, WriteError<E>> {
+        let began = Instant::now();
+        let span = tracing::debug_span!("write", database = self.name, outcome = tracing::field::Empty);
+        let outcome = write.instrument(span.clone()).await;
+        let recorder = self.node.inner.machine.recorder();
+        match &outcome {
+            Ok(_) => {
+                span.record("outcome", "ok");
+                recorder.writes.add(1);
+            }
+            Err(error) => {
+                span.record("outcome", tracing::field::debug(error.class()));
+                recorder.write_errors.count(error.class());
+            }
+        }
+        recorder.write_time.time(began.elapsed());
+        outcome
     }
 
     async fn run<T, E, F>(&self, closure: F, needs_transaction: bool) -> Result<T, WriteError<E>>
@@ -141,6 +162,22 @@ impl Database {
     /// # Errors
     /// See [`ReadError`].
     pub async fn read<T, F>(&self, closure: F) -> Result<T, ReadError>
+    where
+        F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let began = Instant::now();
+        let read = self.read_here(closure).await;
+        let recorder = self.node.inner.machine.recorder();
+        match &read {
+            Ok(_) => recorder.reads.add(1),
+            Err(_) => recorder.read_errors.add(1),
+        }
+        recorder.read_time.time(began.elapsed());
+        read
+    }
+
+    async fn read_here<T, F>(&self, closure: F) -> Result<T, ReadError>
     where
         F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
         T: Send + 'static,

@@ -20,6 +20,7 @@ use super::prepare::{ConnectionRole, Preparation, PrepareError};
 use super::recovery::{self, Paths, Recovered};
 use super::{DatabaseError, Reader, Writer};
 use crate::error::ErrorClass;
+use crate::metrics::recorder::Recorder;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, SystemDisk};
 use crate::page::store::{PageStore, Pin};
@@ -40,6 +41,8 @@ pub(crate) struct ReplicaOptions {
     pub max_reader_age: Duration,
     /// What the program does to each connection first.
     pub preparation: Preparation,
+    /// Where the checkpoints' pages are counted.
+    pub recorder: Arc<Recorder>,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
 }
@@ -51,6 +54,7 @@ impl Default for ReplicaOptions {
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
             preparation: Preparation::default(),
+            recorder: Arc::default(),
             disk: Arc::new(SystemDisk),
         }
     }
@@ -110,6 +114,11 @@ pub(crate) struct ReplicaStatistics {
     pub page_size: usize,
     /// Bytes of page images in memory, about.
     pub memory_bytes: usize,
+    /// Of these, bytes kept for readers of older versions, and bytes that no checkpoint has written.
+    pub pinned_bytes: usize,
+    pub unwritten_bytes: usize,
+    /// Read transactions, and others that hold a version.
+    pub readers: usize,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
 }
@@ -367,7 +376,12 @@ impl Replica {
             // Installed over meanwhile: the file is newer than the pin.
             return Ok(());
         }
-        files.checkpoint(&*options.disk, paths, pinned.pin, position)
+        let before = files.written_pages;
+        let done = files.checkpoint(&*options.disk, paths, pinned.pin, position);
+        let pages = files.written_pages - before;
+        options.recorder.checkpoint_pages.add(pages);
+        options.recorder.checkpoint_bytes.add(pages * self.store().page_size().bytes() as u64);
+        done
     }
 
     /// Replaces everything by the complete SQLite file at `received`, whose state hash must be the mark's. The writer must be closed;
@@ -416,6 +430,8 @@ impl Replica {
 
     pub fn statistics(&self) -> ReplicaStatistics {
         let store = self.store();
+        // Before this call's own pin.
+        let (readers, oldest_reader) = (store.pin_count(), store.oldest_pin_age());
         let pin = store.pin();
         let mut free = [0; 4];
         let _ = pin.copy(PageNumber(1), FREE_PAGES_AT, &mut free);
@@ -426,7 +442,10 @@ impl Replica {
             free_pages: be32(&free, 0),
             page_size: store.page_size().bytes(),
             memory_bytes: store.memory_bytes(),
-            oldest_reader: store.oldest_pin_age(),
+            pinned_bytes: store.pinned_bytes(),
+            unwritten_bytes: store.unwritten_bytes(),
+            readers,
+            oldest_reader,
         }
     }
 

@@ -15,6 +15,7 @@ mod checkpointer;
 mod identity;
 mod leadership;
 mod membership;
+mod metrics;
 mod peer_service;
 mod proposer;
 mod read_index;
@@ -41,7 +42,7 @@ use crate::client::Database;
 use crate::config::NodeConfig;
 use crate::consensus::types::{Raft, term_of};
 use crate::database::replica::ReplicaStatistics;
-use crate::error::{CallError, ReadError};
+use crate::error::{CallError, ErrorClass, ReadError};
 use crate::network::channels::{Channels, Purpose};
 use crate::network::proto;
 use crate::state_machine::Machine;
@@ -185,7 +186,8 @@ impl NodeInner {
         let url = urls.first().ok_or_else(|| CallError::NotSent(format!("member {leader} has no peer address")))?;
         let mut client = self.channels.client(leader.0, url, Purpose::Call).map_err(CallError::NotSent)?;
         let request = proto::CallRequest { handler: handler.to_owned(), payload };
-        match client.call(request).await {
+        self.machine.recorder().calls.add(1);
+        let answer = match client.call(request).await {
             Ok(response) => match response.into_inner().outcome {
                 Some(Outcome::Reply(reply)) => Ok(reply),
                 Some(Outcome::Error(error)) => Err(CallError::Handler(error)),
@@ -197,7 +199,18 @@ impl NodeInner {
             },
             Err(status) if never_sent(&status) => Err(CallError::NotSent(status.message().to_owned())),
             Err(status) => Err(CallError::OutcomeUnknown(format!("{}: {}", status.code(), status.message()))),
+        };
+        match &answer {
+            // The handler's own refusals are answers.
+            Ok(_) | Err(CallError::Handler(_)) => {}
+            Err(CallError::NoLeader | CallError::NotSent(_)) => {
+                self.machine.recorder().call_errors.count(ErrorClass::Retryable);
+            }
+            Err(CallError::OutcomeUnknown(_)) => {
+                self.machine.recorder().call_errors.count(ErrorClass::OutcomeUnknown);
+            }
         }
+        answer
     }
 }
 
@@ -345,8 +358,16 @@ impl Node {
     /// Figures about a database on this node; None: it has no such database.
     pub fn database_statistics(&self, name: &str) -> Option<DatabaseStatistics> {
         let state = self.inner.machine.database(name)?;
-        let ReplicaStatistics { version, state_hash, page_count, free_pages, page_size, memory_bytes, oldest_reader } =
-            state.replica.statistics();
+        let ReplicaStatistics {
+            version,
+            state_hash,
+            page_count,
+            free_pages,
+            page_size,
+            memory_bytes,
+            oldest_reader,
+            ..
+        } = state.replica.statistics();
         let page_size = page_size as u64;
         Some(DatabaseStatistics {
             version: version.0,

@@ -35,6 +35,7 @@ use crate::database::reader_pool::ReaderPool;
 use crate::database::replica::ReplicaOptions;
 use crate::error::StartError;
 use crate::log::{Log, LogOptions};
+use crate::metrics::recorder::Recorder;
 use crate::network::MAX_MESSAGE_BYTES;
 use crate::network::channels::{Channels, Purpose};
 use crate::network::identity::Incoming;
@@ -210,10 +211,12 @@ impl NodeBuilder {
             identity.write(&config.data_dir)?;
         }
         let (proposals, proposal_receiver) = proposal_queue();
-        let machine = open_machine(&config, &identity, observers, preparation, proposals)?;
+        let recorder = Arc::<Recorder>::default();
+        let options = ReplicaOptions { preparation, recorder: recorder.clone(), ..ReplicaOptions::default() };
+        let machine = open_machine(&config, &identity, observers, options, proposals)?;
         let channels = Channels::new(identity.cluster_id, tls.clone());
-        let storage = LogStorage::new(log.clone(), machine.checkpointed());
-        let raft = start_raft(&config, &identity, storage.clone(), &machine, &channels).await?;
+        let storage = LogStorage::new(log.clone(), machine.checkpointed()).counting(recorder.clone());
+        let raft = start_raft(&config, &identity, storage.clone(), &machine, &channels, recorder).await?;
         let has_log = raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))?;
 
         let (leadership_sender, leadership_receiver) = watch::channel(Leadership::default());
@@ -248,7 +251,7 @@ impl NodeBuilder {
         let _ = weak.set(Arc::downgrade(&inner));
         let node = Node { inner };
         let mut tasks = vec![
-            tokio::spawn(proposal_receiver.run(raft.clone())),
+            tokio::spawn(proposal_receiver.run(raft.clone(), machine.clone())),
             tokio::spawn(leadership::run(raft, machine, identity.node_id, contact, leadership_sender)),
             tokio::spawn(checkpointer::run(Arc::downgrade(&node.inner))),
         ];
@@ -312,7 +315,7 @@ fn open_machine(
     config: &NodeConfig,
     identity: &Identity,
     observers: Vec<Arc<dyn ApplyObserver>>,
-    preparation: Preparation,
+    options: ReplicaOptions,
     proposals: super::proposer::ProposalQueue,
 ) -> Result<Machine, StartError> {
     let page_size = PageSize::new(config.page_size).ok_or_else(|| {
@@ -324,12 +327,7 @@ fn open_machine(
     };
     let readers =
         ReaderPool::start(threads).map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
-    let options = ReplicaOptions {
-        page_size,
-        max_transaction_bytes: config.max_transaction_bytes as usize,
-        preparation,
-        ..ReplicaOptions::default()
-    };
+    let options = ReplicaOptions { page_size, max_transaction_bytes: config.max_transaction_bytes as usize, ..options };
     // What a snapshot transfer left unfinished.
     let _ = std::fs::remove_dir_all(config.data_dir.join("incoming"));
     Ok(Machine::open(MachineSetup {
@@ -348,6 +346,7 @@ async fn start_raft(
     storage: LogStorage,
     machine: &Machine,
     channels: &Channels,
+    recorder: Arc<Recorder>,
 ) -> Result<Raft, StartError> {
     let election = config.election_timeout.as_millis() as u64;
     let raft_config = openraft::Config {
@@ -375,7 +374,7 @@ async fn start_raft(
     };
     let raft_config =
         raft_config.validate().map_err(|error| StartError::Configuration(format!("raft's time-outs: {error}")))?;
-    let transport = Transport::new(channels.clone(), config.election_timeout);
+    let transport = Transport::new(channels.clone(), config.election_timeout, recorder);
     Raft::new(identity.node_id.0, Arc::new(raft_config), transport, storage, StateMachine::new(machine.clone()))
         .await
         .map_err(|error| StartError::Raft(error.to_string()))

@@ -18,10 +18,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use catalog::Catalog;
 use command::Command;
@@ -33,6 +35,7 @@ use crate::database::pipeline::{Answers, Origin, SharedPipeline};
 use crate::database::reader_pool::ReaderPool;
 use crate::database::replica::{ApplyError, LogPosition, PinnedVersion, Replica, ReplicaOptions};
 use crate::database::writer_thread::{Proposer, WriterSetup, WriterThread};
+use crate::metrics::recorder::Recorder;
 use crate::page::Version;
 
 /// What applying a command told: the same on every node.
@@ -167,6 +170,7 @@ impl Machine {
             replica: replica.clone(),
             pipeline: pipeline.clone(),
             proposer: setup.proposer.clone(),
+            recorder: setup.options.recorder.clone(),
             on_reset: Box::new(move || observers.iter().for_each(|observer| observer.writer_reset(&database))),
         })
         .map_err(|error| DatabaseError::io(&setup.directory, error))?;
@@ -218,6 +222,11 @@ impl Machine {
         self.inner.broken.lock().clone()
     }
 
+    /// Where this node counts.
+    pub fn recorder(&self) -> &Recorder {
+        &self.inner.setup.options.recorder
+    }
+
     /// Readers of all databases.
     pub fn readers(&self) -> &Arc<ReaderPool> {
         &self.inner.setup.readers
@@ -239,9 +248,11 @@ impl Machine {
     /// This replica is damaged, or not able to go on: the node must stop serving. Never for what is wrong with a command alone: that
     /// is an outcome, equal on all nodes.
     pub async fn apply_command(&self, position: LogPosition, bytes: Bytes) -> io::Result<CommandOutcome> {
+        let began = Instant::now();
+        let span = tracing::debug_span!("apply", term = position.term, index = position.index, bytes = bytes.len());
         let applied = match Command::decode(bytes)? {
             Command::Pages { database, origin, sidecars, page_set } => {
-                self.apply_pages(position, &database, origin, &sidecars, &page_set).await
+                self.apply_pages(position, &database, origin, &sidecars, &page_set).instrument(span).await
             }
             Command::CreateDatabase { database } => {
                 self.create_database(&database).map(|()| (CommandOutcome::Done, None))
@@ -254,7 +265,9 @@ impl Machine {
         match applied {
             Ok((outcome, answers)) => {
                 self.advance(position, None);
+                self.recorder().apply_time.time(began.elapsed());
                 if let Some(answers) = answers {
+                    self.recorder().proposal_time.time(answers.proposed().elapsed());
                     answers.send();
                 }
                 Ok(outcome)
@@ -314,6 +327,7 @@ impl Machine {
             match state.replica.apply(page_set) {
                 Ok(version) => return Ok(Some(version)),
                 Err(ApplyError::BaseMismatch { base, committed }) => {
+                    self.recorder().base_mismatches.add(1);
                     tracing::info!(%base, %committed, "a PageSet was refused: computed on a version that did not happen");
                     return Ok(None);
                 }
@@ -321,7 +335,12 @@ impl Machine {
                 Err(ApplyError::CapturedVersionsExist) => {
                     state.writer.close("another leader's entry was committed").await
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if matches!(error, ApplyError::HashMismatch { .. }) {
+                        self.recorder().hash_mismatches.add(1);
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -387,6 +406,11 @@ impl Machine {
         self.states().iter().any(|state| !state.replica.has_file())
     }
 
+    /// Names and states of all databases.
+    pub fn named_states(&self) -> Vec<(String, Arc<DatabaseState>)> {
+        self.inner.databases.read().iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+    }
+
     fn states(&self) -> Vec<Arc<DatabaseState>> {
         self.inner.databases.read().values().cloned().collect()
     }
@@ -415,9 +439,16 @@ impl Machine {
             return Ok(());
         }
         let machine = self.clone();
-        tokio::task::spawn_blocking(move || machine.write_checkpoint(position, state))
+        let began = Instant::now();
+        let span = tracing::info_span!("checkpoint", term = position.term, index = position.index);
+        let done = tokio::task::spawn_blocking(move || span.in_scope(|| machine.write_checkpoint(position, state)))
             .await
-            .map_err(|error| DatabaseError::Internal(format!("the checkpoint ended early: {error}")))?
+            .map_err(|error| DatabaseError::Internal(format!("the checkpoint ended early: {error}")))?;
+        match done {
+            Ok(()) => self.recorder().checkpoint_time.time(began.elapsed()),
+            Err(_) => self.recorder().checkpoints_failed.add(1),
+        }
+        done
     }
 
     fn write_checkpoint(&self, position: LogPosition, state: PinnedState) -> Result<(), DatabaseError> {

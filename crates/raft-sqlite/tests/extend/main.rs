@@ -6,4 +6,5 @@ mod migrations;
 mod network;
 #[path = "../sql/nodes.rs"]
 mod nodes;
+mod observed;
 mod prepared;
