@@ -85,3 +85,59 @@ impl tonic::service::Interceptor for Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::service::Interceptor as _;
+
+    use super::*;
+
+    const HERE: Incoming = Incoming { cluster_id: 0xab, node_id: 0xcd };
+
+    fn sent(cluster_id: u64, to: u64) -> Request<()> {
+        Outgoing { cluster_id, to }.call(Request::new(())).unwrap()
+    }
+
+    #[test]
+    fn golden_metadata() {
+        let request = sent(0xab, 0xcd);
+        let text = |key: &str| request.metadata().get(key).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(text("raft-sqlite-cluster"), "00000000000000ab");
+        assert_eq!(text("raft-sqlite-to"), "00000000000000cd");
+        assert_eq!(text("raft-sqlite-protocol"), "1");
+        assert_eq!(text("raft-sqlite-version"), env!("CARGO_PKG_VERSION"));
+        assert!(Incoming::call(&mut HERE.clone(), request).is_ok());
+    }
+
+    #[test]
+    fn another_cluster_member_or_protocol_is_refused() {
+        let refused = |request| {
+            let status = Incoming::call(&mut HERE.clone(), request).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+            status.message().to_owned()
+        };
+        assert!(refused(sent(0xac, 0xcd)).contains("wrong cluster id"));
+        assert!(refused(sent(0xab, 0xce)).contains("wrong member id"));
+        let mut newer = sent(0xab, 0xcd);
+        newer.metadata_mut().insert(PROTOCOL_KEY, MetadataValue::from_static("2"));
+        newer.metadata_mut().insert(PROGRAM_KEY, MetadataValue::from_static("9.9.9"));
+        let why = refused(newer);
+        for words in ["raft-sqlite 9.9.9) speaks version 2", env!("CARGO_PKG_VERSION"), "upgrade this member first"] {
+            assert!(why.contains(words), "{why}");
+        }
+        for old in [None, Some("0"), Some("x"), Some("99999999999999999999")] {
+            let mut request = sent(0xab, 0xcd);
+            request.metadata_mut().remove(PROTOCOL_KEY);
+            if let Some(old) = old {
+                request.metadata_mut().insert(PROTOCOL_KEY, MetadataValue::from_static(old));
+            }
+            assert!(refused(request).contains("upgrade the peer first"), "{old:?}");
+        }
+    }
+
+    #[test]
+    fn who_says_nothing_is_anonymous() {
+        let request = Incoming::call(&mut HERE.clone(), Request::new(())).unwrap();
+        assert!(request.extensions().get::<Anonymous>().is_some());
+    }
+}

@@ -12,6 +12,9 @@ pub mod identity;
 pub mod listener;
 pub mod tls;
 
+#[cfg(test)]
+mod golden;
+
 /// Generated from proto/peer.proto.
 #[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used, unreachable_pub)]
 pub mod proto {

@@ -325,6 +325,113 @@ mod tests {
         assert_eq!(verdict(true, false, vec![started()]), "lost its data");
     }
 
+    /// A member that only says who it is: of another version of the protocol.
+    async fn member_of_version(protocol_version: u32) -> String {
+        use crate::network::proto::peer_server::{Peer, PeerServer};
+        use tonic::{Request, Response, Status, Streaming};
+
+        struct Other(u32);
+        type AppendStream = tokio_stream::Empty<Result<proto::AppendResponse, Status>>;
+        fn never<T>() -> Result<Response<T>, Status> {
+            Err(Status::unimplemented("a member of another version was asked for more than who it is"))
+        }
+
+        #[tonic::async_trait]
+        impl Peer for Other {
+            type AppendStream = AppendStream;
+
+            async fn identify(
+                &self,
+                _: Request<proto::IdentifyRequest>,
+            ) -> Result<Response<proto::IdentifyResponse>, Status> {
+                Ok(Response::new(proto::IdentifyResponse {
+                    cluster_id: OWN,
+                    node_id: 2,
+                    program_version: "9.9.9".into(),
+                    protocol_version: self.0,
+                    ..Default::default()
+                }))
+            }
+
+            async fn append(
+                &self,
+                _: Request<Streaming<proto::AppendRequest>>,
+            ) -> Result<Response<AppendStream>, Status> {
+                never()
+            }
+
+            async fn heartbeat(
+                &self,
+                _: Request<proto::AppendRequest>,
+            ) -> Result<Response<proto::AppendResponse>, Status> {
+                never()
+            }
+
+            async fn vote(&self, _: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+                never()
+            }
+
+            async fn pre_vote(&self, _: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+                never()
+            }
+
+            async fn transfer_leader(
+                &self,
+                _: Request<proto::TransferLeaderRequest>,
+            ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+                never()
+            }
+
+            async fn snapshot(
+                &self,
+                _: Request<Streaming<proto::SnapshotChunk>>,
+            ) -> Result<Response<proto::SnapshotResponse>, Status> {
+                never()
+            }
+
+            async fn read_index(
+                &self,
+                _: Request<proto::ReadIndexRequest>,
+            ) -> Result<Response<proto::ReadIndexResponse>, Status> {
+                never()
+            }
+
+            async fn call(&self, _: Request<proto::CallRequest>) -> Result<Response<proto::CallResponse>, Status> {
+                never()
+            }
+        }
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(Other(protocol_version)));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        url
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_of_another_version_is_told_at_once() {
+        let tls = Tls::default();
+        let now = member_of_version(crate::network::PROTOCOL_VERSION).await;
+        assert_eq!(identify(&now, &tls, None).await.unwrap().node_id, 2);
+        for (version, who) in [(crate::network::PROTOCOL_VERSION + 1, "this member"), (0, "the peer")] {
+            let url = member_of_version(version).await;
+            let why = identify(&url, &tls, None).await.unwrap_err();
+            for words in ["incompatible versions", "9.9.9", env!("CARGO_PKG_VERSION"), &format!("upgrade {who} first")]
+            {
+                assert!(why.contains(words), "{why}");
+            }
+            // Who waits for it says so.
+            let config = NodeConfig {
+                cluster: ClusterStart::Join { contacts: vec![url.clone()], voter: true },
+                ..NodeConfig::single("data")
+            };
+            let own = Identity { cluster_id: OWN, node_id: NodeId(1), name: "n0".into() };
+            let verdict = ask(&config, &tls, &own, true).await;
+            assert!(matches!(&verdict, Verdict::Wait(why) if why.contains("incompatible versions")), "{verdict:?}");
+        }
+    }
+
     #[test]
     fn a_member_with_a_log_only_looks_for_its_cluster() {
         let down = || Err("down".to_owned());
