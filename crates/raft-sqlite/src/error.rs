@@ -124,6 +124,9 @@ pub enum ReadError {
     /// SQLite's own error.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),
+    /// The program's own preparation of the connection failed.
+    #[error(transparent)]
+    Prepare(#[from] crate::database::prepare::PrepareError),
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),

@@ -26,6 +26,7 @@
 
 pub mod config;
 pub mod error;
+pub mod metrics;
 
 mod client;
 mod consensus;
@@ -38,11 +39,13 @@ mod state_machine;
 mod vfs;
 
 pub use client::{
-    ColumnIndex, Database, Executed, Parameters, ReadConsistency, Row, RowError, Rows, SqlError, Statement,
+    ColumnIndex, Database, Executed, Migrated, Migration, MigrationError, Parameters, ReadConsistency, Row, RowError,
+    Rows, SqlError, Statement,
 };
 pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;
 pub use database::job::WriteContext;
+pub use database::prepare::{ConnectionPurpose, ConnectionRole, PrepareError, PrepareFailure};
 pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, WriteError};
 pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
 pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
@@ -50,6 +53,7 @@ pub use page::Version;
 pub use rusqlite::types::{FromSql, ToSql, Value};
 pub use rusqlite::{self, named_params, params};
 pub use state_machine::observer::ApplyObserver;
+pub use tokio_rustls::rustls;
 
 use serde::{Deserialize, Serialize};
 

@@ -207,6 +207,36 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes() {
+        for (request, golden) in [
+            (
+                Write::Put(PutRequest { key: "a".into(), value: "b".into(), lease: 3, ..Default::default() }),
+                &[1, 0x0a, 1, b'a', 0x12, 1, b'b', 0x18, 3][..],
+            ),
+            (Write::DeleteRange(DeleteRangeRequest { key: "a".into(), ..Default::default() }), &[2, 0x0a, 1, b'a']),
+            (Write::Txn(TxnRequest::default()), &[3]),
+            (Write::Compact(CompactionRequest { revision: 3, physical: true }), &[4, 0x08, 3, 0x10, 1]),
+            (Write::Grant(LeaseGrantRequest { ttl: 5, id: 9 }), &[5, 0x08, 5, 0x10, 9]),
+            (Write::Revoke(LeaseRevokeRequest { id: 9 }), &[6, 0x08, 9]),
+        ] {
+            assert_eq!(request.encode().as_ref(), golden);
+            assert_eq!(Write::decode(Bytes::copy_from_slice(golden)), Ok(request));
+        }
+        let answer =
+            Written::Revoke(LeaseRevokeResponse { header: Some(ResponseHeader { revision: 7, ..Default::default() }) });
+        assert_eq!(answer.encode(Version(0x0102)).as_ref(), [2, 1, 0, 0, 0, 0, 0, 0, 0x0a, 2, 0x18, 7]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn decoding_never_panics(bytes: Vec<u8>, kind in 0u8..9) {
+            let _ = Write::decode(Bytes::copy_from_slice(&bytes));
+            let _ = Write::decode([&[kind], &bytes[..]].concat().into());
+            let _ = Written::decode(&Write::Txn(TxnRequest::default()), bytes.into());
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_refused() {
         assert_eq!(Write::decode(Bytes::new()), Err(KvError::NotCapable));
         assert_eq!(Write::decode(Bytes::from_static(&[99, 1])), Err(KvError::NotCapable));

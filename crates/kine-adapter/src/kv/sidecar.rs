@@ -46,7 +46,7 @@ pub(crate) enum Item {
 /// Why a sidecar cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
-    #[error("sidecar version {0} is unknown (written by a newer version of this program?)")]
+    #[error("sidecar version {0} is unknown: run the version of the program that wrote it, or a newer one")]
     Version(u8),
     #[error("the sidecar is damaged at byte {0}")]
     Damaged(usize),

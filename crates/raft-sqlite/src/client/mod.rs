@@ -1,15 +1,18 @@
 //! The database handle a program uses.
 
+pub(crate) mod migrate;
 pub(crate) mod remote_sql;
 mod row;
 mod row_serde;
 mod sql;
 mod statement;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
+pub use migrate::{Migrated, Migration, MigrationError};
 pub use row::{ColumnIndex, Row, RowError, Rows};
 pub use sql::{Executed, ReadConsistency, SqlError};
 pub use statement::{Parameters, Statement};
@@ -58,7 +61,7 @@ impl Database {
         T: Send + 'static,
         E: Send + 'static,
     {
-        self.run(closure, true).await
+        self.counted(self.run(closure, true)).await
     }
 
     /// As [`Self::write`], without a transaction around it: for VACUUM alone, which is one of its own.
@@ -68,7 +71,27 @@ impl Database {
         T: Send + 'static,
         E: Send + 'static,
     {
-        self.run(closure, false).await
+        self.counted(self.run(closure, false)).await
+    }
+
+    /// Counted, and in a span of its own: `write` goes from the call to the answer, and the closure runs in it, too.
+    async fn counted<T, E>(&self, write: impl Future<Output = Result<T, WriteError<E>>>) -> Result<T, WriteError<E>> {
+        let began = Instant::now();
+        let span = tracing::debug_span!("write", database = self.name, outcome = tracing::field::Empty);
+        let outcome = write.instrument(span.clone()).await;
+        let recorder = self.node.inner.machine.recorder();
+        match &outcome {
+            Ok(_) => {
+                span.record("outcome", "ok");
+                recorder.writes.add(1);
+            }
+            Err(error) => {
+                span.record("outcome", tracing::field::debug(error.class()));
+                recorder.write_errors.count(error.class());
+            }
+        }
+        recorder.write_time.time(began.elapsed());
+        outcome
     }
 
     async fn run<T, E, F>(&self, closure: F, needs_transaction: bool) -> Result<T, WriteError<E>>
@@ -137,6 +160,22 @@ impl Database {
         F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
         T: Send + 'static,
     {
+        let began = Instant::now();
+        let read = self.read_here(closure).await;
+        let recorder = self.node.inner.machine.recorder();
+        match &read {
+            Ok(_) => recorder.reads.add(1),
+            Err(_) => recorder.read_errors.add(1),
+        }
+        recorder.read_time.time(began.elapsed());
+        read
+    }
+
+    async fn read_here<T, F>(&self, closure: F) -> Result<T, ReadError>
+    where
+        F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
+        T: Send + 'static,
+    {
         let inner = &self.node.inner;
         if let Some(why) = inner.machine.broken() {
             return Err(ReadError::Fatal(why));
@@ -160,6 +199,7 @@ impl Database {
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(DatabaseError::ReaderTooOld { max_age })) => Err(ReadError::TooOld { max_age }),
+            Ok(Err(DatabaseError::Prepare(error))) => Err(ReadError::Prepare(error)),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
         }

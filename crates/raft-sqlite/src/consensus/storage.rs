@@ -10,7 +10,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -21,6 +21,7 @@ use super::types::{
     LogId, RaftEntry, TypeConfig, Vote, decode_vote, encode_vote, from_log_parts, log_id, term_of, to_log_entry,
 };
 use crate::log::{Entry, EntryId, Log, LogError};
+use crate::metrics::recorder::Recorder;
 
 /// Most bytes of entries in one replication request (one entry may be larger): keeps a lagging peer's requests small enough to be
 /// answered within the time-outs, and bounds what a request holds in memory.
@@ -36,6 +37,7 @@ pub struct LogStorage {
     /// Index up to which the checkpoint on this node's disk contains the log.
     checkpointed: Arc<AtomicU64>,
     stalled: Arc<Mutex<Stalled>>,
+    recorder: Arc<Recorder>,
 }
 
 /// Entries that found no room on the disk: readable, not acknowledged, written as soon as there is room. So a full disk stops neither
@@ -55,7 +57,13 @@ impl Stalled {
 impl LogStorage {
     /// `checkpointed`: the index up to which entries may be purged, moved forward by the state machine.
     pub fn new(log: Log, checkpointed: Arc<AtomicU64>) -> Self {
-        Self { log, checkpointed, stalled: Arc::default() }
+        Self { log, checkpointed, stalled: Arc::default(), recorder: Arc::default() }
+    }
+
+    /// Counts there.
+    pub(crate) fn counting(mut self, recorder: Arc<Recorder>) -> Self {
+        self.recorder = recorder;
+        self
     }
 
     /// Whether entries wait for room on the disk.
@@ -103,7 +111,9 @@ impl LogStorage {
     ) -> io::Result<Option<(Vec<Entry>, IOFlushed<TypeConfig>)>> {
         let slot = Arc::new(Mutex::new(Some(callback)));
         let done = slot.clone();
+        let (recorder, began) = (self.recorder.clone(), Instant::now());
         let result = self.log.append(entries.clone(), move |result| {
+            recorder.append_time.time(began.elapsed());
             if let Some(callback) = done.lock().take() {
                 callback.io_completed(result);
             }

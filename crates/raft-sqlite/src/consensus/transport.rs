@@ -22,10 +22,12 @@ use openraft::raft::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument as _;
 
 use super::machine::{PinnedSnapshot, SnapshotData};
 use super::types::{PeerNode, TypeConfig, Vote, encode_membership};
 use super::wire;
+use crate::metrics::recorder::Recorder;
 use crate::network::channels::{Channels, Client, Purpose};
 use crate::network::proto;
 use crate::state_machine::snapshot::{Chunk, Outgoing};
@@ -42,11 +44,12 @@ pub struct Transport {
     channels: Channels,
     /// How long an append or a vote may go unanswered.
     answer_timeout: Duration,
+    recorder: Arc<Recorder>,
 }
 
 impl Transport {
-    pub fn new(channels: Channels, answer_timeout: Duration) -> Self {
-        Self { channels, answer_timeout }
+    pub(crate) fn new(channels: Channels, answer_timeout: Duration, recorder: Arc<Recorder>) -> Self {
+        Self { channels, answer_timeout, recorder }
     }
 
     fn peer(&self, target: u64, node: &PeerNode, purpose: Purpose) -> Peer {
@@ -57,6 +60,7 @@ impl Transport {
             purpose,
             channels: self.channels.clone(),
             answer_timeout: self.answer_timeout,
+            recorder: self.recorder.clone(),
             answers: true,
         }
     }
@@ -88,6 +92,7 @@ pub struct Peer {
     purpose: Purpose,
     channels: Channels,
     answer_timeout: Duration,
+    recorder: Arc<Recorder>,
     /// Whether the last call was answered.
     answers: bool,
 }
@@ -258,6 +263,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
+        let index = snapshot.meta.last_log_id.as_ref().map_or(0, |last| last.index);
+        let span = tracing::info_span!("send_snapshot", to = format!("{:016x}", self.target), index);
         let state = match snapshot.snapshot {
             SnapshotData::Pinned(PinnedSnapshot(state)) => state,
             SnapshotData::Received(_) => {
@@ -273,6 +280,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             databases: state.databases.len() as u32,
         };
         let (chunks, receiver) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
+        let recorder = self.recorder.clone();
         let reader = tokio::task::spawn_blocking(move || {
             let header = proto::SnapshotChunk { chunk: Some(proto::snapshot_chunk::Chunk::Header(header)) };
             if chunks.blocking_send(header).is_err() {
@@ -281,6 +289,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             for chunk in Outgoing::new(state) {
                 match chunk {
                     Ok(chunk) => {
+                        if let Chunk::Pages { images, .. } = &chunk {
+                            recorder.snapshot_sent_bytes.add(images.len() as u64);
+                        }
                         if chunks.blocking_send(to_chunk(chunk)).is_err() {
                             return;
                         }
@@ -294,17 +305,21 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }
         });
         let answer = tokio::select! {
-            answer = client.snapshot(ReceiverStream::new(receiver)) => answer,
+            answer = client.snapshot(ReceiverStream::new(receiver)).instrument(span) => answer,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         reader.abort();
         match answer {
             Ok(answer) => {
+                self.recorder.snapshots_sent.add(1);
                 let vote =
                     wire::from_vote(answer.into_inner().vote).map_err(|e| StreamingError::from(undecodable(e)))?;
                 Ok(SnapshotResponse::new(vote))
             }
-            Err(status) => Err(StreamingError::from(from_status(&status, self.target))),
+            Err(status) => {
+                self.recorder.snapshots_send_failed.add(1);
+                Err(StreamingError::from(from_status(&status, self.target)))
+            }
         }
     }
 

@@ -82,8 +82,18 @@ pub fn term_of(id: &LogId) -> u64 {
     **id.committed_leader_id()
 }
 
+/// Version of the bytes of a membership.
+const MEMBERSHIP_VERSION: u32 = 1;
+
+/// What every version has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct MembershipJson {
+    version: u32,
     /// One set of voters, two while the cluster is between two configurations.
     voters: Vec<BTreeSet<u64>>,
     nodes: BTreeMap<u64, PeerNode>,
@@ -92,6 +102,7 @@ struct MembershipJson {
 /// The bytes of a membership as in a log entry of kind 2.
 pub fn encode_membership(membership: &Membership) -> Bytes {
     let json = MembershipJson {
+        version: MEMBERSHIP_VERSION,
         voters: membership.get_joint_config().clone(),
         nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
     };
@@ -103,8 +114,16 @@ pub fn encode_membership(membership: &Membership) -> Bytes {
 /// # Errors
 /// `InvalidData` when the bytes are not a membership.
 pub fn decode_membership(bytes: &[u8]) -> io::Result<Membership> {
-    let json: MembershipJson =
-        serde_json::from_slice(bytes).map_err(|error| invalid(format!("not a membership: {error}")))?;
+    let not_one = |error: serde_json::Error| invalid(format!("not a membership: {error}"));
+    // First: a newer one may have other fields.
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(not_one)?;
+    if version > MEMBERSHIP_VERSION {
+        return Err(invalid(format!(
+            "a membership has format version {version}, this program knows {MEMBERSHIP_VERSION}: run the version that wrote it, or a \
+             newer one"
+        )));
+    }
+    let json: MembershipJson = serde_json::from_slice(bytes).map_err(not_one)?;
     if json.voters.is_empty() && json.nodes.is_empty() {
         return Ok(Membership::default());
     }
@@ -133,7 +152,7 @@ pub fn from_log_parts(term: u64, index: u64, kind: u8, payload: Bytes) -> io::Re
         KIND_MEMBERSHIP => EntryPayload::Membership(decode_membership(&payload)?),
         other => {
             return Err(invalid(format!(
-                "log entry {term}.{index} has the unknown kind {other}: written by a newer version?"
+                "log entry {term}.{index} has the unknown kind {other}: run the version that wrote it, or a newer one"
             )));
         }
     };
@@ -154,9 +173,71 @@ pub fn encode_vote(vote: &Vote) -> [u8; 17] {
 /// # Errors
 /// `InvalidData` when the length is not 17 bytes.
 pub fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
-    let bytes: &[u8; 17] =
-        bytes.try_into().map_err(|_| invalid(format!("a vote has 17 bytes, this one {}", bytes.len())))?;
+    let bytes: &[u8; 17] = bytes.try_into().map_err(|_| {
+        invalid(format!("a vote has 17 bytes, this one {}: run the version that wrote it, or a newer one", bytes.len()))
+    })?;
     let number =
         |range: std::ops::Range<usize>| u64::from_le_bytes(bytes[range].try_into().expect("invariant: eight bytes"));
     Ok(Vote { leader_id: LeaderId { term: number(0..8), voted_for: number(8..16) }, committed: bytes[16] != 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOLDEN: &str = concat!(
+        r#"{"version":1,"voters":[[1,2],[2]],"nodes":{"1":{"name":"a","peer_urls":["http://a:1"],"#,
+        r#""client_urls":["http://a:2"],"started":true},"2":{"name":"b","peer_urls":["http://b:1"],"client_urls":[],"#,
+        r#""started":false}}}"#
+    );
+
+    fn membership() -> Membership {
+        let a = PeerNode {
+            name: "a".into(),
+            peer_urls: vec!["http://a:1".into()],
+            client_urls: vec!["http://a:2".into()],
+            started: true,
+        };
+        let b = PeerNode { name: "b".into(), peer_urls: vec!["http://b:1".into()], ..PeerNode::default() };
+        let voters = vec![BTreeSet::from([1, 2]), BTreeSet::from([2])];
+        Membership::new(voters, BTreeMap::from([(1, a), (2, b)])).unwrap()
+    }
+
+    #[test]
+    fn golden_bytes_of_a_membership() {
+        assert_eq!(std::str::from_utf8(&encode_membership(&membership())).unwrap(), GOLDEN);
+        assert_eq!(decode_membership(GOLDEN.as_bytes()).unwrap(), membership());
+        assert_eq!(decode_membership(&encode_membership(&Membership::default())).unwrap(), Membership::default());
+    }
+
+    #[test]
+    fn golden_bytes_of_a_vote() {
+        let vote = Vote { leader_id: LeaderId { term: 0x0102, voted_for: 0x0a0b_0c0d_0e0f_1011 }, committed: true };
+        let bytes = *b"\x02\x01\0\0\0\0\0\0\x11\x10\x0f\x0e\x0d\x0c\x0b\x0a\x01";
+        assert_eq!(encode_vote(&vote), bytes);
+        assert_eq!(decode_vote(&bytes).unwrap(), vote);
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_refused_with_advice() {
+        for error in [
+            decode_membership(br#"{"version":2,"members":[]}"#).unwrap_err(),
+            from_log_parts(1, 2, 3, Bytes::new()).unwrap_err(),
+            decode_vote(&[0; 18]).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("run the version that wrote it, or a newer one"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(bytes: Vec<u8>, at in 0..GOLDEN.len(), byte: u8) {
+            let _ = decode_membership(&bytes);
+            let _ = decode_vote(&bytes);
+            let mut changed = GOLDEN.as_bytes().to_vec();
+            changed[at] = byte;
+            let _ = decode_membership(&changed);
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub(super) struct Files {
     pub database: Arc<dyn DiskFile>,
     /// Of the newest applied mark; 0 before the first.
     pub sequence: u64,
+    /// Pages written by all checkpoints that came to their end.
+    pub written_pages: u64,
     /// A checkpoint that failed in step 1 has left a WAL whose removal is not on disk.
     pub wal_left: bool,
     /// A checkpoint that has come past step 1 and not to its end.
@@ -64,6 +66,7 @@ impl Files {
         Self {
             database: recovered.file.clone(),
             sequence: recovered.sequence,
+            written_pages: 0,
             wal_left: false,
             started: None,
             install: Install::None,
@@ -173,6 +176,7 @@ impl Files {
             disk.sync_folder(&paths.folder).map_err(io(&paths.folder))?;
         }
         self.sequence += 1;
+        self.written_pages += pages.len() as u64;
         store.checkpointed(mark.version, *page_count, pages);
         self.started = None;
         Ok(())

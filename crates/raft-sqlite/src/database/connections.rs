@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DatabaseError;
 use super::job::Refusal;
+use super::prepare::ConnectionRole;
 use super::replica::Replica;
 use crate::page::Version;
 use crate::page::store::PageStore;
@@ -15,6 +16,7 @@ use crate::vfs::{ReaderConnection, WriterConnection};
 pub(crate) struct Writer {
     pub(super) replica: Replica,
     pub(super) capture: Arc<Capture>,
+    /// None: to be opened by [`Self::connect`], since the program's preparation failed.
     connection: Option<WriterConnection>,
     open: Arc<AtomicBool>,
 }
@@ -22,29 +24,46 @@ pub(crate) struct Writer {
 impl Writer {
     /// `open`: the replica's mark that a writer is there; taken back when this is dropped.
     pub(super) fn new(replica: Replica, capture: Arc<Capture>, open: Arc<AtomicBool>) -> Result<Self, DatabaseError> {
-        let connection = WriterConnection::open(&capture);
-        let connection = match connection {
-            Ok(connection) => connection,
-            Err(error) => {
-                open.store(false, Ordering::SeqCst);
-                return Err(error.into());
-            }
-        };
-        Ok(Self { replica, capture, connection: Some(connection), open })
+        let mut writer = Self { replica, capture, connection: None, open };
+        match writer.connect() {
+            // The leader leads without it; callers are told.
+            Ok(_) | Err(DatabaseError::Prepare(_)) => Ok(writer),
+            Err(error) => Err(error),
+        }
     }
 
+    /// Opens and prepares the connection if it is not there; true: it was not.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Prepare`]: what was captured stays, and the next call tries again.
+    pub fn connect(&mut self) -> Result<bool, DatabaseError> {
+        let missing = self.connection.is_none();
+        if missing {
+            let connection = WriterConnection::open(&self.capture)?;
+            self.replica.prepare(ConnectionRole::Writer, |steps| connection.prepare(steps))?;
+            self.connection = Some(connection);
+        }
+        Ok(missing)
+    }
+
+    /// Interrupts what runs on the connection; None: there is none now.
+    pub fn interrupt_handle(&self) -> Option<rusqlite::InterruptHandle> {
+        self.connection.as_ref().map(|connection| connection.connection().get_interrupt_handle())
+    }
+
+    /// Only after [`Self::connect`].
     pub fn connection(&self) -> &rusqlite::Connection {
-        self.connection.as_ref().expect("invariant: open until dropped").connection()
+        self.connection.as_ref().expect("invariant: connected before it is used").connection()
     }
 
     /// A caller's closure begins: until [`Self::release_transaction`] nobody commits.
     pub(super) fn hold_transaction(&self) {
-        self.connection.as_ref().expect("invariant: open until dropped").hold_transaction();
+        self.connection.as_ref().expect("invariant: connected before it is used").hold_transaction();
     }
 
     /// It has ended. False: it ended the transaction itself, and none of it has taken effect.
     pub(super) fn release_transaction(&self) -> bool {
-        self.connection.as_ref().expect("invariant: open until dropped").release_transaction()
+        self.connection.as_ref().expect("invariant: connected before it is used").release_transaction()
     }
 
     /// The group that is not sealed yet.
@@ -66,15 +85,18 @@ impl Writer {
     }
 
     /// Between two callers: what belongs to a connection (temporary objects, attached databases, PRAGMAs) does not outlive its caller.
-    /// Costs nothing unless a caller made such a thing; then the connection is opened anew.
+    /// Costs nothing unless a caller made such a thing; then the connection is opened anew: true.
     pub fn reset_connection(&mut self) -> Result<bool, DatabaseError> {
         if let Some(connection) = self.connection.as_ref().filter(|connection| !connection.is_touched()) {
             connection.forget_last_insert_rowid();
             return Ok(false);
         }
         self.connection = None;
-        self.connection = Some(WriterConnection::open(&self.capture)?);
-        Ok(true)
+        match self.connect() {
+            // The next caller is told, unless it goes well by then.
+            Ok(_) | Err(DatabaseError::Prepare(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends the open group; None: nothing was captured in it.
@@ -110,6 +132,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub(super) fn new(replica: Replica, store: Arc<PageStore>) -> Result<Self, DatabaseError> {
         let connection = ReaderConnection::open(&store)?;
+        replica.prepare(ConnectionRole::Reader, |steps| connection.prepare(steps))?;
         Ok(Self { replica, store, connection })
     }
 

@@ -85,6 +85,8 @@ pub(crate) struct ClosureJob<T, E, F> {
     result: Option<Result<T, E>>,
     reply: tokio::sync::oneshot::Sender<JobReply<T, E>>,
     needs_transaction: bool,
+    /// The caller's.
+    span: tracing::Span,
 }
 
 impl<T, E, F> ClosureJob<T, E, F>
@@ -98,7 +100,8 @@ where
         needs_transaction: bool,
     ) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
         let (reply, receiver) = tokio::sync::oneshot::channel();
-        (Box::new(Self { closure: Some(closure), result: None, reply, needs_transaction }), receiver)
+        let span = tracing::Span::current();
+        (Box::new(Self { closure: Some(closure), result: None, reply, needs_transaction, span }), receiver)
     }
 }
 
@@ -114,7 +117,7 @@ where
 
     fn run(&mut self, context: &mut WriteContext<'_>) -> bool {
         let closure = self.closure.take().expect("invariant: a job runs once");
-        let result = closure(context);
+        let result = self.span.in_scope(|| closure(context));
         let commit = result.is_ok();
         self.result = Some(result);
         commit

@@ -116,6 +116,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_newer_version_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.applied");
+        let position = LogPosition { term: 2, index: 3 };
+        let mut bytes = encode(&AppliedMark { position, version: Version(4), state_hash: StateHash(5) }, 1);
+        bytes[8] = 2;
+        let checksum = crc32c::crc32c(&bytes[..MARK_BYTES - 4]);
+        bytes[MARK_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = read(&crate::page::source::SystemDisk, &path).unwrap_err();
+        assert!(matches!(error, DatabaseError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        assert!(error.to_string().contains("use the version that wrote it, or a newer one"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn decoding_never_panics(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+        }
+    }
+
+    #[test]
     fn golden_bytes_and_every_flipped_bit() {
         let mark =
             AppliedMark { position: LogPosition { term: 2, index: 3 }, version: Version(4), state_hash: StateHash(5) };

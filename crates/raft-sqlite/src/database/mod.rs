@@ -3,7 +3,8 @@
 //! - [`replica`]: the verbs between SQLite and Raft: capture and seal, apply, commit, discard, checkpoint, install;
 //! - [`checkpoint`], [`checkpoint_wal`], [`mark`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
 //! - [`job`], [`writer_thread`], [`pipeline`]: callers' transactions, grouped and proposed;
-//! - [`reader_pool`]: threads that read.
+//! - [`reader_pool`]: threads that read;
+//! - [`prepare`]: what the program does to each connection first.
 
 mod checkpoint;
 pub(crate) mod checkpoint_wal;
@@ -11,6 +12,7 @@ mod connections;
 pub(crate) mod job;
 pub(crate) mod mark;
 pub(crate) mod pipeline;
+pub(crate) mod prepare;
 pub(crate) mod reader_pool;
 pub(crate) mod recovery;
 pub(crate) mod replica;
@@ -67,6 +69,9 @@ pub enum DatabaseError {
     /// SQLite refused.
     #[error("SQLite: {0}")]
     Sql(#[from] rusqlite::Error),
+    /// The program's own preparation of a connection failed.
+    #[error(transparent)]
+    Prepare(#[from] prepare::PrepareError),
     /// A PageSet was not applied.
     #[error(transparent)]
     Apply(#[from] replica::ApplyError),
@@ -91,7 +96,7 @@ impl DatabaseError {
             DatabaseError::Io { .. } | DatabaseError::ReaderTooOld { .. } | DatabaseError::Closed => {
                 ErrorClass::Retryable
             }
-            DatabaseError::Sql(_) => ErrorClass::Rejected,
+            DatabaseError::Sql(_) | DatabaseError::Prepare(_) => ErrorClass::Rejected,
             DatabaseError::Apply(error) => error.class(),
             DatabaseError::Damaged { .. } | DatabaseError::NewerFormat { .. } | DatabaseError::Internal(_) => {
                 ErrorClass::Fatal

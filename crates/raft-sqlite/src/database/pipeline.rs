@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -56,11 +57,19 @@ impl Waiter {
 pub(crate) struct Answers {
     waiters: Vec<Waiter>,
     version: Version,
+    proposed: Instant,
+    span: tracing::Span,
 }
 
 impl Answers {
+    /// When the group was handed to Raft.
+    pub fn proposed(&self) -> Instant {
+        self.proposed
+    }
+
     /// To be called when the version is visible to readers and observers know of it.
     pub fn send(self) {
+        tracing::debug!(parent: &self.span, "applied");
         for waiter in self.waiters {
             waiter.answer(Some(self.version));
         }
@@ -70,6 +79,9 @@ impl Answers {
 struct Group {
     sequence: u64,
     version: Version,
+    proposed: Instant,
+    /// From the proposal to the answers.
+    span: tracing::Span,
     waiters: Vec<Waiter>,
 }
 
@@ -96,12 +108,12 @@ impl Pipeline {
         in_flight.incarnation = incarnation;
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.in_flight.lock().groups.len()
     }
 
-    pub(super) fn push(&self, sequence: u64, version: Version, waiters: Vec<Waiter>) {
-        self.in_flight.lock().groups.push_back(Group { sequence, version, waiters });
+    pub(super) fn push(&self, sequence: u64, version: Version, waiters: Vec<Waiter>, span: tracing::Span) {
+        self.in_flight.lock().groups.push_back(Group { sequence, version, proposed: Instant::now(), span, waiters });
     }
 
     /// Adds a caller that has seen the newest group in flight but changed nothing. Gives it back when nothing is in flight.
@@ -140,7 +152,10 @@ impl Pipeline {
         self.room.notify_all();
         drop(in_flight);
         Some(match committed {
-            Ok(()) => Ok(Answers { waiters: group.waiters, version: group.version }),
+            Ok(()) => {
+                let Group { version, proposed, span, waiters, .. } = group;
+                Ok(Answers { waiters, version, proposed, span })
+            }
             Err(error) => Err(DatabaseError::from(error)),
         })
     }

@@ -61,6 +61,11 @@ impl ReaderPool {
         )
     }
 
+    /// Reads that wait for a thread.
+    pub fn queued(&self) -> usize {
+        self.requests.lock().as_ref().map_or(0, Sender::len)
+    }
+
     /// Ends the threads after the reads that are queued.
     pub fn stop(&self) {
         *self.requests.lock() = None;

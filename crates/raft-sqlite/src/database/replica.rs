@@ -16,9 +16,11 @@ use parking_lot::{Mutex, RwLock};
 use super::checkpoint::{Files, Install, page_error};
 pub(crate) use super::mark::AppliedMark;
 pub use super::mark::LogPosition;
+use super::prepare::{ConnectionRole, Preparation, PrepareError};
 use super::recovery::{self, Paths, Recovered};
 use super::{DatabaseError, Reader, Writer};
 use crate::error::ErrorClass;
+use crate::metrics::recorder::Recorder;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, SystemDisk};
 use crate::page::store::{PageStore, Pin};
@@ -37,6 +39,10 @@ pub(crate) struct ReplicaOptions {
     pub max_transaction_bytes: usize,
     /// A reader that holds its version longer than this gets an error.
     pub max_reader_age: Duration,
+    /// What the program does to each connection first.
+    pub preparation: Preparation,
+    /// Where the checkpoints' pages are counted.
+    pub recorder: Arc<Recorder>,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
     /// Version of a database that has no file: it is empty.
@@ -49,6 +55,8 @@ impl Default for ReplicaOptions {
             page_size: PageSize::default(),
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
+            preparation: Preparation::default(),
+            recorder: Arc::default(),
             disk: Arc::new(SystemDisk),
             born: Version::default(),
         }
@@ -109,12 +117,18 @@ pub(crate) struct ReplicaStatistics {
     pub page_size: usize,
     /// Bytes of page images in memory, about.
     pub memory_bytes: usize,
+    /// Of these, bytes kept for readers of older versions, and bytes that no checkpoint has written.
+    pub pinned_bytes: usize,
+    pub unwritten_bytes: usize,
+    /// Read transactions, and others that hold a version.
+    pub readers: usize,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
 }
 
 struct Inner {
     identity: usize,
+    name: String,
     paths: Paths,
     options: ReplicaOptions,
     /// Replaced by an install; readers keep the one they began on.
@@ -155,6 +169,7 @@ impl Replica {
         let store = new_store(&recovered, &options).map_err(|error| DatabaseError::io(&paths.database, error))?;
         let inner = Inner {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
             paths,
             options,
             store: RwLock::new(Arc::new(store)),
@@ -173,6 +188,26 @@ impl Replica {
 
     pub(super) fn path(&self) -> &Path {
         &self.inner.paths.database
+    }
+
+    /// Runs the program's preparation by way of a connection's own `prepare`.
+    pub(super) fn prepare(
+        &self,
+        role: ConnectionRole,
+        on: impl FnOnce(
+            &dyn Fn(&rusqlite::Connection) -> Result<(), String>,
+        ) -> rusqlite::Result<Option<Result<(), String>>>,
+    ) -> Result<(), PrepareError> {
+        self.inner.options.preparation.run(&self.inner.name, role, on)
+    }
+
+    /// Prepares one connection of each role and closes them again: a program that cannot is told when it starts.
+    pub fn rehearse(&self) -> Result<(), DatabaseError> {
+        if self.inner.options.preparation.is_empty() {
+            return Ok(());
+        }
+        self.open_reader()?;
+        self.open_writer()?.connect().map(drop)
     }
 
     fn store(&self) -> Arc<PageStore> {
@@ -344,7 +379,12 @@ impl Replica {
             // Installed over meanwhile: the file is newer than the pin.
             return Ok(());
         }
-        files.checkpoint(&*options.disk, paths, pinned.pin, position)
+        let before = files.written_pages;
+        let done = files.checkpoint(&*options.disk, paths, pinned.pin, position);
+        let pages = files.written_pages - before;
+        options.recorder.checkpoint_pages.add(pages);
+        options.recorder.checkpoint_bytes.add(pages * self.store().page_size().bytes() as u64);
+        done
     }
 
     /// Replaces everything by the complete SQLite file at `received`, whose state hash must be the mark's. The writer must be closed;
@@ -393,6 +433,8 @@ impl Replica {
 
     pub fn statistics(&self) -> ReplicaStatistics {
         let store = self.store();
+        // Before this call's own pin.
+        let (readers, oldest_reader) = (store.pin_count(), store.oldest_pin_age());
         let pin = store.pin();
         let mut free = [0; 4];
         let _ = pin.copy(PageNumber(1), FREE_PAGES_AT, &mut free);
@@ -403,7 +445,10 @@ impl Replica {
             free_pages: be32(&free, 0),
             page_size: store.page_size().bytes(),
             memory_bytes: store.memory_bytes(),
-            oldest_reader: store.oldest_pin_age(),
+            pinned_bytes: store.pinned_bytes(),
+            unwritten_bytes: store.unwritten_bytes(),
+            readers,
+            oldest_reader,
         }
     }
 

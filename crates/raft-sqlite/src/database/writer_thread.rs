@@ -15,7 +15,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select_biased, unbounded};
@@ -26,6 +26,7 @@ use super::job::{Job, Refusal, WriteContext};
 use super::pipeline::{Origin, SharedPipeline, Waiter};
 use super::replica::Replica;
 use super::{DatabaseError, Writer};
+use crate::metrics::recorder::Recorder;
 
 /// Most transactions in one Raft entry: bounds how long the first one waits for the last one's SQL.
 const MAX_GROUP_TRANSACTIONS: usize = 512;
@@ -88,13 +89,17 @@ pub(crate) struct WriterSetup {
     pub replica: Replica,
     pub pipeline: SharedPipeline,
     pub proposer: Arc<dyn Proposer>,
+    pub recorder: Arc<Recorder>,
     /// Called on the writer thread whenever the captured state starts anew from the committed one.
     pub on_reset: Box<dyn Fn() + Send>,
 }
 
+/// A job and when it came.
+type Queued = (Instant, Box<dyn Job>);
+
 /// The handle to a writer thread.
 pub(crate) struct WriterThread {
-    jobs: Sender<Box<dyn Job>>,
+    jobs: Sender<Queued>,
     control: Sender<Control>,
     interrupt: Arc<Mutex<Option<rusqlite::InterruptHandle>>>,
     closing: Arc<AtomicBool>,
@@ -127,10 +132,10 @@ impl WriterThread {
 
     /// Queues a job; it is always answered through its `finish`.
     pub fn submit(&self, job: Box<dyn Job>) {
-        match self.jobs.try_send(job) {
+        match self.jobs.try_send((Instant::now(), job)) {
             Ok(()) => {}
-            Err(TrySendError::Full(job)) => job.finish(Err(Refusal::Overloaded)),
-            Err(TrySendError::Disconnected(job)) => job.finish(Err(Refusal::Fatal("the writer has ended".into()))),
+            Err(TrySendError::Full((_, job))) => job.finish(Err(Refusal::Overloaded)),
+            Err(TrySendError::Disconnected((_, job))) => job.finish(Err(Refusal::Fatal("the writer has ended".into()))),
         }
     }
 
@@ -150,6 +155,11 @@ impl WriterThread {
         }
         let _ = self.control.send(Control::Close { incarnation: None, why: why.to_owned(), done: Some(done) });
         let _ = receiver.await;
+    }
+
+    /// Jobs that wait.
+    pub fn queued(&self) -> usize {
+        self.jobs.len()
     }
 
     /// Whether jobs are taken.
@@ -182,7 +192,7 @@ struct Open {
 
 struct Thread {
     setup: WriterSetup,
-    jobs: Receiver<Box<dyn Job>>,
+    jobs: Receiver<Queued>,
     control: Receiver<Control>,
     control_sender: Sender<Control>,
     interrupt: Arc<Mutex<Option<rusqlite::InterruptHandle>>>,
@@ -192,7 +202,7 @@ struct Thread {
 }
 
 enum Next {
-    Job(Box<dyn Job>),
+    Job(Queued),
     Control(Control),
     Idle,
     Stop,
@@ -221,7 +231,7 @@ impl Thread {
             }
         }
         self.close_writer("the node stops");
-        while let Ok(job) = self.jobs.try_recv() {
+        while let Ok((_, job)) = self.jobs.try_recv() {
             job.finish(Err(Refusal::NotLeader));
         }
     }
@@ -256,7 +266,7 @@ impl Thread {
         self.close_writer("a new leadership begins");
         let writer = self.setup.replica.open_writer()?;
         let incarnation = rand::random::<u64>().max(1);
-        *self.interrupt.lock() = Some(writer.connection().get_interrupt_handle());
+        *self.interrupt.lock() = writer.interrupt_handle();
         self.closing.store(false, Ordering::SeqCst);
         self.setup.pipeline.begin(incarnation);
         (self.setup.on_reset)();
@@ -277,19 +287,28 @@ impl Thread {
         (self.setup.on_reset)();
     }
 
-    fn run_job(&mut self, mut job: Box<dyn Job>) {
+    fn run_job(&mut self, (queued, mut job): Queued) {
         if self.closing.load(Ordering::SeqCst) {
             return job.finish(Err(Refusal::NotLeader));
         }
         let Some(open) = &mut self.open else {
             return job.finish(Err(Refusal::NotLeader));
         };
+        match open.writer.connect() {
+            Ok(false) => {}
+            Ok(true) => *self.interrupt.lock() = open.writer.interrupt_handle(),
+            // It has seen nothing and done nothing.
+            Err(error) => return job.finish(Err(Refusal::Rejected(error.to_string()))),
+        }
         let term = open.term;
         let before = open.writer.captured();
+        let began = Instant::now();
+        self.setup.recorder.queue_time.time(began - queued);
         let ran = run_transaction(&open.writer, job.as_mut());
+        self.setup.recorder.transaction_time.time(began.elapsed());
         let reset = open.writer.reset_connection();
         if let Ok(true) = reset {
-            *self.interrupt.lock() = Some(open.writer.connection().get_interrupt_handle());
+            *self.interrupt.lock() = open.writer.interrupt_handle();
         }
         let after = open.writer.captured();
         let wrote = after.transactions != before.transactions;
@@ -351,7 +370,20 @@ impl Thread {
             Ok(Some(group)) => {
                 open.sequence += 1;
                 let origin = Origin { node: self.setup.node, incarnation: open.incarnation, sequence: open.sequence };
-                self.setup.pipeline.push(open.sequence, group.version, waiters);
+                let writers = waiters.iter().filter(|waiter| waiter.wrote).count();
+                let bytes = group.page_set.len() + sidecars.iter().map(Bytes::len).sum::<usize>();
+                self.setup.recorder.entry_transactions.observe(writers as u64);
+                self.setup.recorder.entry_bytes.observe(bytes as u64);
+                let span = tracing::debug_span!(
+                    parent: None,
+                    "entry",
+                    database = self.setup.database,
+                    term = open.term,
+                    version = group.version.0,
+                    transactions = writers,
+                    bytes
+                );
+                self.setup.pipeline.push(open.sequence, group.version, waiters, span);
                 let proposal = Proposal {
                     term: open.term,
                     database: self.setup.database.clone(),

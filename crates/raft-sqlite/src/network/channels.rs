@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::MAX_MESSAGE_BYTES;
 use super::identity::Outgoing;
 use super::proto::peer_client::PeerClient;
+use super::tls::Tls;
 
 /// How long a TCP (and TLS) connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,13 +44,13 @@ pub type Client = PeerClient<InterceptedService<Channel, Outgoing>>;
 #[derive(Clone, Debug)]
 pub struct Channels {
     cluster_id: u64,
-    tls: Option<tonic::transport::ClientTlsConfig>,
+    tls: Tls,
     open: Arc<Mutex<HashMap<Key, Channel>>>,
 }
 
 impl Channels {
     /// `tls`: for peers with `https://` addresses.
-    pub fn new(cluster_id: u64, tls: Option<tonic::transport::ClientTlsConfig>) -> Self {
+    pub fn new(cluster_id: u64, tls: Tls) -> Self {
         Self { cluster_id, tls, open: Arc::default() }
     }
 
@@ -75,18 +76,19 @@ impl Channels {
     }
 
     fn connect_lazy(&self, url: &str) -> Result<Channel, String> {
-        let mut endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| format!("{url:?} is no peer address: {error}"))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_INTERVAL)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        if url.starts_with("https://") {
-            let tls = self.tls.clone().unwrap_or_else(|| tonic::transport::ClientTlsConfig::new().with_enabled_roots());
-            endpoint = endpoint.tls_config(tls).map_err(|error| format!("TLS for {url}: {error}"))?;
-        }
-        Ok(endpoint.connect_lazy())
+        self.tls.channel(url, |endpoint| {
+            endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_INTERVAL)
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        })
+    }
+
+    /// The certificates of all connections.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 }

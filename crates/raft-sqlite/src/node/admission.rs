@@ -25,8 +25,9 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use super::NodeInner;
 use super::identity::Identity;
 use crate::config::{ClusterStart, NodeConfig, host_and_port};
-use crate::network::proto;
 use crate::network::proto::peer_client::PeerClient;
+use crate::network::tls::Tls;
+use crate::network::{check_protocol, proto};
 
 /// How long one peer may take to connect and to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,41 +63,23 @@ pub(super) enum Verdict {
 /// A sentence when it cannot be reached.
 pub(super) async fn identify(
     url: &str,
-    config: &NodeConfig,
+    tls: &Tls,
     asker: Option<Asker<'_>>,
 ) -> Result<proto::IdentifyResponse, String> {
     host_and_port(url)?;
-    let mut endpoint = tonic::transport::Endpoint::from_shared(url.to_owned())
-        .map_err(|error| error.to_string())?
-        .connect_timeout(ANSWER_TIMEOUT)
-        .timeout(ANSWER_TIMEOUT);
-    if url.starts_with("https://") {
-        let tls = super::start::client_tls(config)
-            .unwrap_or_else(|| tonic::transport::ClientTlsConfig::new().with_enabled_roots());
-        endpoint = endpoint.tls_config(tls).map_err(|error| error.to_string())?;
-    }
-    let channel = tokio::time::timeout(ANSWER_TIMEOUT, endpoint.connect())
-        .await
-        .map_err(|_| "no connection in time".to_owned())?
-        .map_err(|error| innermost(&error))?;
+    let channel = tls.channel(url, |endpoint| endpoint.connect_timeout(ANSWER_TIMEOUT).timeout(ANSWER_TIMEOUT))?;
     let request = asker.map_or_else(proto::IdentifyRequest::default, |asker| proto::IdentifyRequest {
         node_id: asker.node_id,
         peer_urls: asker.peer_urls.to_vec(),
     });
-    let answer = PeerClient::new(channel)
-        .identify(request)
+    let mut client = PeerClient::new(channel);
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT * 2, client.identify(request))
         .await
-        .map_err(|status| crate::consensus::transport::innermost(&status))?;
-    Ok(answer.into_inner())
-}
-
-/// The innermost cause: what tells people most.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+        .map_err(|_| "no answer in time".to_owned())?
+        .map_err(|status| crate::consensus::transport::innermost(&status))?
+        .into_inner();
+    check_protocol(answer.protocol_version, &answer.program_version)?;
+    Ok(answer)
 }
 
 /// What a node that answers says about whoever asked.
@@ -196,7 +179,7 @@ fn silent(cluster_id: u64, answers: &[(String, Result<proto::IdentifyResponse, S
 }
 
 /// One round of questions to all other initial members.
-pub(super) async fn ask(config: &NodeConfig, own: &Identity, has_log: bool) -> Verdict {
+pub(super) async fn ask(config: &NodeConfig, tls: &Tls, own: &Identity, has_log: bool) -> Verdict {
     let (urls, members): (Vec<Vec<String>>, usize) = match &config.cluster {
         ClusterStart::Static { members, .. } => {
             let others = members.iter().filter(|member| member.name != own.name);
@@ -210,7 +193,7 @@ pub(super) async fn ask(config: &NodeConfig, own: &Identity, has_log: bool) -> V
     let answers = join_all(urls.into_iter().map(|urls| async move {
         let mut outcome = (String::new(), Err("no address".to_owned()));
         for url in urls {
-            let answer = identify(&url, config, Some(asker)).await;
+            let answer = identify(&url, tls, Some(asker)).await;
             let answered = answer.is_ok();
             outcome = (url, answer);
             if answered {
@@ -233,7 +216,7 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>, has_log: bool) {
         if has_log && inner.leadership.borrow().leader.is_some() {
             return;
         }
-        match ask(&inner.config, &inner.identity, has_log).await {
+        match ask(&inner.config, inner.channels.tls(), &inner.identity, has_log).await {
             Verdict::TakePart { runs } => {
                 if !has_log && let Err(error) = take_part(&inner, runs).await {
                     inner.refuse(error.to_string());
@@ -340,6 +323,113 @@ mod tests {
         // Who joins was never there, unless its log alone is gone.
         assert_eq!(verdict(true, false, vec![peer(OWN, true, None)]), "takes part");
         assert_eq!(verdict(true, false, vec![started()]), "lost its data");
+    }
+
+    /// A member that only says who it is: of another version of the protocol.
+    async fn member_of_version(protocol_version: u32) -> String {
+        use crate::network::proto::peer_server::{Peer, PeerServer};
+        use tonic::{Request, Response, Status, Streaming};
+
+        struct Other(u32);
+        type AppendStream = tokio_stream::Empty<Result<proto::AppendResponse, Status>>;
+        fn never<T>() -> Result<Response<T>, Status> {
+            Err(Status::unimplemented("a member of another version was asked for more than who it is"))
+        }
+
+        #[tonic::async_trait]
+        impl Peer for Other {
+            type AppendStream = AppendStream;
+
+            async fn identify(
+                &self,
+                _: Request<proto::IdentifyRequest>,
+            ) -> Result<Response<proto::IdentifyResponse>, Status> {
+                Ok(Response::new(proto::IdentifyResponse {
+                    cluster_id: OWN,
+                    node_id: 2,
+                    program_version: "9.9.9".into(),
+                    protocol_version: self.0,
+                    ..Default::default()
+                }))
+            }
+
+            async fn append(
+                &self,
+                _: Request<Streaming<proto::AppendRequest>>,
+            ) -> Result<Response<AppendStream>, Status> {
+                never()
+            }
+
+            async fn heartbeat(
+                &self,
+                _: Request<proto::AppendRequest>,
+            ) -> Result<Response<proto::AppendResponse>, Status> {
+                never()
+            }
+
+            async fn vote(&self, _: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+                never()
+            }
+
+            async fn pre_vote(&self, _: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+                never()
+            }
+
+            async fn transfer_leader(
+                &self,
+                _: Request<proto::TransferLeaderRequest>,
+            ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+                never()
+            }
+
+            async fn snapshot(
+                &self,
+                _: Request<Streaming<proto::SnapshotChunk>>,
+            ) -> Result<Response<proto::SnapshotResponse>, Status> {
+                never()
+            }
+
+            async fn read_index(
+                &self,
+                _: Request<proto::ReadIndexRequest>,
+            ) -> Result<Response<proto::ReadIndexResponse>, Status> {
+                never()
+            }
+
+            async fn call(&self, _: Request<proto::CallRequest>) -> Result<Response<proto::CallResponse>, Status> {
+                never()
+            }
+        }
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(Other(protocol_version)));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        url
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_of_another_version_is_told_at_once() {
+        let tls = Tls::default();
+        let now = member_of_version(crate::network::PROTOCOL_VERSION).await;
+        assert_eq!(identify(&now, &tls, None).await.unwrap().node_id, 2);
+        for (version, who) in [(crate::network::PROTOCOL_VERSION + 1, "this member"), (0, "the peer")] {
+            let url = member_of_version(version).await;
+            let why = identify(&url, &tls, None).await.unwrap_err();
+            for words in ["incompatible versions", "9.9.9", env!("CARGO_PKG_VERSION"), &format!("upgrade {who} first")]
+            {
+                assert!(why.contains(words), "{why}");
+            }
+            // Who waits for it says so.
+            let config = NodeConfig {
+                cluster: ClusterStart::Join { contacts: vec![url.clone()], voter: true },
+                ..NodeConfig::single("data")
+            };
+            let own = Identity { cluster_id: OWN, node_id: NodeId(1), name: "n0".into() };
+            let verdict = ask(&config, &tls, &own, true).await;
+            assert!(matches!(&verdict, Verdict::Wait(why) if why.contains("incompatible versions")), "{verdict:?}");
+        }
     }
 
     #[test]

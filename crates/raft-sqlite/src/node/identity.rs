@@ -30,6 +30,14 @@ struct IdentityJson {
     program_version: String,
 }
 
+/// What every version has.
+#[derive(Deserialize)]
+struct VersionJson {
+    format_version: u32,
+    #[serde(default)]
+    program_version: String,
+}
+
 fn io(path: &Path, source: std::io::Error) -> StartError {
     StartError::Io { path: path.to_owned(), source }
 }
@@ -76,16 +84,18 @@ impl Identity {
             Err(error) => return Err(io(&path, error)),
         };
         let damaged = |why: String| StartError::Configuration(format!("{} is damaged: {why}", path.display()));
-        let json: IdentityJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if json.format_version > FORMAT_VERSION {
+        // First: a newer one may have other fields.
+        let version: VersionJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if version.format_version > FORMAT_VERSION {
             return Err(StartError::Configuration(format!(
                 "{} has format version {}, written by raft-sqlite {}; this program ({}) knows up to {FORMAT_VERSION}: use that version or a newer one",
                 data_dir.display(),
-                json.format_version,
-                json.program_version,
+                version.format_version,
+                version.program_version,
                 env!("CARGO_PKG_VERSION"),
             )));
         }
+        let json: IdentityJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         let id = |hex: &str| u64::from_str_radix(hex, 16).map_err(|error| damaged(format!("{hex:?}: {error}")));
         Ok(Some(Identity { cluster_id: id(&json.cluster_id)?, node_id: NodeId(id(&json.node_id)?), name: json.name }))
     }
@@ -124,5 +134,53 @@ impl Identity {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = concat!(
+        "{\n  \"format_version\": 1,\n  \"cluster_id\": \"00000000000000ab\",\n  \"node_id\": \"0123456789abcdef\",\n",
+        "  \"name\": \"n1\",\n  \"program_version\": \"",
+        env!("CARGO_PKG_VERSION"),
+        "\"\n}"
+    );
+
+    #[test]
+    fn golden_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let identity = Identity { cluster_id: 0xab, node_id: NodeId(0x0123_4567_89ab_cdef), name: "n1".into() };
+        std::fs::write(&path, GOLDEN).unwrap();
+        assert_eq!(Identity::read(folder.path()).unwrap(), Some(identity.clone()));
+        identity.write(folder.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), GOLDEN);
+    }
+
+    #[test]
+    fn a_newer_version_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let newer = r#"{"format_version": 2, "program_version": "9.9.9", "identity": {}}"#;
+        std::fs::write(folder.path().join(FILE_NAME), newer).unwrap();
+        let error = Identity::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("written by raft-sqlite 9.9.9") && error.contains("use that version"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_is_damage(bytes: Vec<u8>, at in 0..GOLDEN.len(), byte: u8) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut changed = GOLDEN.as_bytes().to_vec();
+            changed[at] = byte;
+            for bytes in [bytes, changed] {
+                std::fs::write(folder.path().join(FILE_NAME), &bytes).unwrap();
+                if let Err(error) = Identity::read(folder.path()) {
+                    let error = error.to_string();
+                    proptest::prop_assert!(error.contains("is damaged") || error.contains("format version"), "{}", error);
+                }
+            }
+        }
     }
 }

@@ -77,11 +77,15 @@ pub(super) async fn run(
     sender: watch::Sender<Leadership>,
 ) {
     let mut metrics = raft.server_metrics();
+    let mut election = Election::default();
+    let mut last_leader = None;
     loop {
-        let (term, leader, leading) = {
+        let (term, leader, state) = {
             let now = metrics.borrow_and_update();
-            (now.vote.leader_id.term, now.current_leader, now.state == openraft::ServerState::Leader)
+            (now.vote.leader_id.term, now.current_leader, now.state)
         };
+        election.follow(state, term, &machine);
+        let leading = state == openraft::ServerState::Leader;
         let writable = sender.borrow().writable_here && sender.borrow().term == term;
         if leading && !writable {
             publish(&sender, Leadership { term, leader: Some(node), writable_here: false });
@@ -110,6 +114,11 @@ pub(super) async fn run(
             }
             machine.close_writers("this node leads no more").await;
         }
+        let known = sender.borrow().leader;
+        if known.is_some() && known != last_leader {
+            last_leader = known;
+            machine.recorder().leader_changes.add(1);
+        }
         // A writer that a failed proposal closed is opened again by the next turn.
         let reopen = machine.has_closed_writer() && leading;
         let pause = if reopen { RETRY_INTERVAL } else { Duration::from_millis(250) };
@@ -133,6 +142,43 @@ pub(super) async fn run(
         now.writable_here = false;
     });
     machine.close_writers("raft has stopped").await;
+}
+
+/// An election that this node stands for, as a span: from its first vote to the leader that comes of it.
+#[derive(Default)]
+struct Election {
+    span: Option<tracing::Span>,
+    /// The term that this node led last.
+    led: u64,
+}
+
+impl Election {
+    fn follow(&mut self, state: openraft::ServerState, term: u64, machine: &Machine) {
+        let leads = state == openraft::ServerState::Leader;
+        let stands = state == openraft::ServerState::Candidate;
+        // Won before anybody looked.
+        let won_at_once = leads && self.led != term;
+        if leads {
+            self.led = term;
+        }
+        match &self.span {
+            None if stands || won_at_once => {
+                machine.recorder().elections.add(1);
+                let span = tracing::info_span!("election", term, outcome = tracing::field::Empty);
+                if won_at_once {
+                    span.record("outcome", "won");
+                } else {
+                    self.span = Some(span);
+                }
+            }
+            Some(span) if !stands => {
+                span.record("outcome", if leads { "won" } else { "lost" });
+                span.record("term", term);
+                self.span = None;
+            }
+            _ => {}
+        }
+    }
 }
 
 fn publish(sender: &watch::Sender<Leadership>, new: Leadership) {

@@ -346,7 +346,7 @@ async fn ask_contact(
     use crate::network::channels::Purpose;
     use crate::network::proto;
     let channels = &node.inner.channels;
-    let who = super::admission::identify(contact, &node.inner.config, None).await?;
+    let who = super::admission::identify(contact, channels.tls(), None).await?;
     let mut client = channels.client(who.node_id, contact, Purpose::Call)?;
     let request = proto::CallRequest { handler: FORWARD_HANDLER.into(), payload: payload.clone() };
     let answer = client.call(request).await.map_err(|status| status.to_string())?.into_inner();

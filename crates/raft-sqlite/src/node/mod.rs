@@ -17,6 +17,7 @@ mod databases;
 mod identity;
 mod leadership;
 mod membership;
+mod metrics;
 mod peer_service;
 mod proposer;
 mod read_index;
@@ -43,7 +44,7 @@ use crate::client::Database;
 use crate::config::NodeConfig;
 use crate::consensus::types::{Raft, term_of};
 use crate::database::replica::ReplicaStatistics;
-use crate::error::{CallError, ReadError};
+use crate::error::{CallError, ErrorClass, ReadError};
 use crate::network::channels::{Channels, Purpose};
 use crate::network::proto;
 use crate::state_machine::Machine;
@@ -187,7 +188,8 @@ impl NodeInner {
         let url = urls.first().ok_or_else(|| CallError::NotSent(format!("member {leader} has no peer address")))?;
         let mut client = self.channels.client(leader.0, url, Purpose::Call).map_err(CallError::NotSent)?;
         let request = proto::CallRequest { handler: handler.to_owned(), payload };
-        match client.call(request).await {
+        self.machine.recorder().calls.add(1);
+        let answer = match client.call(request).await {
             Ok(response) => match response.into_inner().outcome {
                 Some(Outcome::Reply(reply)) => Ok(reply),
                 Some(Outcome::Error(error)) => Err(CallError::Handler(error)),
@@ -199,7 +201,18 @@ impl NodeInner {
             },
             Err(status) if never_sent(&status) => Err(CallError::NotSent(status.message().to_owned())),
             Err(status) => Err(CallError::OutcomeUnknown(format!("{}: {}", status.code(), status.message()))),
+        };
+        match &answer {
+            // The handler's own refusals are answers.
+            Ok(_) | Err(CallError::Handler(_)) => {}
+            Err(CallError::NoLeader | CallError::NotSent(_)) => {
+                self.machine.recorder().call_errors.count(ErrorClass::Retryable);
+            }
+            Err(CallError::OutcomeUnknown(_)) => {
+                self.machine.recorder().call_errors.count(ErrorClass::OutcomeUnknown);
+            }
         }
+        answer
     }
 }
 
@@ -313,6 +326,27 @@ impl Node {
         }
     }
 
+    /// Replaces the certificates for peers, as when they have been rotated: new connections, in and out, use the new ones; connections
+    /// that are open stay until they end.
+    ///
+    /// # Errors
+    /// A sentence when they cannot be used, or when the node was started without TLS for peers: what was in force stays.
+    pub fn replace_peer_tls(&self, certificates: &crate::config::PeerTls) -> Result<(), String> {
+        self.inner.channels.tls().replace_pem(certificates)
+    }
+
+    /// As [`Self::replace_peer_tls`], with rustls configurations of the program's own.
+    ///
+    /// # Errors
+    /// A sentence when the node was started without TLS for peers.
+    pub fn replace_peer_rustls(
+        &self,
+        server: tokio_rustls::rustls::ServerConfig,
+        client: tokio_rustls::rustls::ClientConfig,
+    ) -> Result<(), String> {
+        self.inner.channels.tls().replace(server, client)
+    }
+
     /// A handle to a database; it need not exist yet: the first write makes it.
     pub fn database(&self, name: &str) -> Database {
         Database::new(self.clone(), name)
@@ -326,8 +360,16 @@ impl Node {
     /// Figures about a database on this node; None: it has no such database.
     pub fn database_statistics(&self, name: &str) -> Option<DatabaseStatistics> {
         let state = self.inner.machine.database(name)?;
-        let ReplicaStatistics { version, state_hash, page_count, free_pages, page_size, memory_bytes, oldest_reader } =
-            state.replica.statistics();
+        let ReplicaStatistics {
+            version,
+            state_hash,
+            page_count,
+            free_pages,
+            page_size,
+            memory_bytes,
+            oldest_reader,
+            ..
+        } = state.replica.statistics();
         let page_size = page_size as u64;
         Some(DatabaseStatistics {
             version: version.0,

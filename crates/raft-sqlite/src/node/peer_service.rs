@@ -8,6 +8,7 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::NodeInner;
 use super::read_index::local_round;
@@ -177,7 +178,17 @@ impl Peer for PeerService {
             header.membership_log_id.map(wire::from_log_id),
             decode_membership(&header.membership).map_err(bad)?,
         );
-        let snapshot = receive(&node, chunks, header.databases as usize).await?;
+        let recorder = node.machine.recorder();
+        let index = last_log_id.as_ref().map_or(0, |last| last.index);
+        let span = tracing::info_span!("receive_snapshot", index, databases = header.databases);
+        let snapshot = match receive(&node, chunks, header.databases as usize).instrument(span).await {
+            Ok(snapshot) => snapshot,
+            Err(status) => {
+                recorder.snapshots_receive_failed.add(1);
+                return Err(status);
+            }
+        };
+        recorder.snapshots_received.add(1);
         if let Some(last) = &last_log_id {
             let position = position(last);
             tracing::info!(index = position.index, term = position.term, "a snapshot was received");
@@ -238,6 +249,7 @@ impl Peer for PeerService {
             initialized,
             you: super::admission::about(&node, request.get_ref()),
             disk_full: node.storage.is_full(),
+            protocol_version: crate::network::PROTOCOL_VERSION,
         }))
     }
 }
@@ -311,6 +323,9 @@ async fn receive(
     });
     while let Some(chunk) = chunks.message().await? {
         let chunk = from_chunk(chunk)?;
+        if let Chunk::Pages { images, .. } = &chunk {
+            node.machine.recorder().snapshot_received_bytes.add(images.len() as u64);
+        }
         if sender.send(chunk).await.is_err() {
             break;
         }

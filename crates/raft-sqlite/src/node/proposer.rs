@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::consensus::types::{CommandBytes, Raft, log_id};
 use crate::database::writer_thread::{Proposal, ProposalFailed, Proposer};
+use crate::state_machine::Machine;
 use crate::state_machine::command::Command;
 
 /// A proposal as a command.
@@ -52,13 +53,15 @@ type Outcome = Pin<Box<dyn Future<Output = Option<(ProposalFailed, String)>> + S
 impl Proposals {
     /// Proposes in order until the writers are gone or Raft has stopped. A proposal that fails closes its writer, which tells the
     /// callers; one that succeeds is answered by the apply.
-    pub async fn run(mut self, raft: Raft) {
+    pub async fn run(mut self, raft: Raft, machine: Machine) {
+        let recorder = machine.recorder();
         let mut outcomes: FuturesUnordered<Outcome> = FuturesUnordered::new();
         loop {
             tokio::select! {
                 biased;
                 Some(failed) = outcomes.next(), if !outcomes.is_empty() => {
                     if let Some((failed, why)) = failed {
+                        recorder.proposals_failed.add(1);
                         failed.report(why);
                     }
                 }
@@ -68,7 +71,9 @@ impl Proposals {
                     // Only this very leadership may propose what was captured in it.
                     let leader = *log_id(term, 0).committed_leader_id();
                     let sent = raft.write(command).with_leader(leader).responder(responder).await;
+                    recorder.proposals.add(1);
                     if let Err(fatal) = sent {
+                        recorder.proposals_failed.add(1);
                         failed.report(format!("raft has stopped: {fatal}"));
                         continue;
                     }

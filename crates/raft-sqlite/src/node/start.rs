@@ -10,8 +10,8 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity, Server, ServerTlsConfig};
+use tokio_rustls::rustls;
+use tonic::transport::Server;
 
 use super::admission::{self, Asker, Verdict};
 use super::calls::{CallHandler, Handlers};
@@ -24,21 +24,26 @@ use super::proposer::proposal_queue;
 use super::read_index::{AskLeader, ReadIndex, RoundError};
 use super::{Node, NodeInner, checkpointer};
 use crate::NodeId;
+use crate::client::migrate::{self, MigrationHandler};
 use crate::client::remote_sql::{self, SqlHandler};
 use crate::config::{ClusterStart, NodeConfig, member_id};
 use crate::consensus::machine::StateMachine;
 use crate::consensus::storage::LogStorage;
 use crate::consensus::transport::Transport;
 use crate::consensus::types::{PeerNode, Raft};
+use crate::database::prepare::{ConnectionPurpose, Preparation, PrepareFailure};
 use crate::database::reader_pool::ReaderPool;
 use crate::database::replica::ReplicaOptions;
 use crate::error::StartError;
 use crate::log::{Log, LogOptions};
+use crate::metrics::recorder::Recorder;
 use crate::network::MAX_MESSAGE_BYTES;
 use crate::network::channels::{Channels, Purpose};
 use crate::network::identity::Incoming;
+use crate::network::listener::{self, Connection, Connections};
 use crate::network::proto;
 use crate::network::proto::peer_server::PeerServer;
+use crate::network::tls::Tls;
 use crate::page::PageSize;
 use crate::state_machine::observer::ApplyObserver;
 use crate::state_machine::{Machine, MachineSetup};
@@ -53,6 +58,9 @@ pub struct NodeBuilder {
     config: NodeConfig,
     observers: Vec<Arc<dyn ApplyObserver>>,
     handlers: Handlers,
+    preparation: Preparation,
+    peers: Peers,
+    tls: Option<Tls>,
 }
 
 impl std::fmt::Debug for NodeBuilder {
@@ -63,7 +71,8 @@ impl std::fmt::Debug for NodeBuilder {
 
 impl NodeBuilder {
     pub(super) fn new(config: NodeConfig) -> Self {
-        Self { config, observers: Vec::new(), handlers: Handlers::new() }
+        let (observers, handlers, preparation) = (Vec::new(), Handlers::new(), Preparation::default());
+        Self { config, observers, handlers, preparation, peers: Peers::default(), tls: None }
     }
 
     /// Adds an observer; they are told in the order in which they were added.
@@ -80,16 +89,100 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds what is done to each connection that this node opens, before anybody uses it: the writer's and the readers' of every
+    /// database. Give it functions, collations, virtual table modules, extensions that the program links; PRAGMAs that stay on the
+    /// connection, temporary objects and `ATTACH ':memory:'` for scratch tables are fine, too. It is called again whenever a connection
+    /// is opened anew: after a change of leadership, for a caller that left something on its connection, after a snapshot.
+    ///
+    /// Every member must be given the same. Writes run on the leader alone and the others get its pages, so a function may give
+    /// anything (the time, a random number): all members store what the leader got. But collations, and functions in indexes,
+    /// generated columns, CHECK constraints and views, have to mean the same on every member and in every version of the program: a
+    /// follower reads through an index that the leader built. A column's collation that is missing on a member makes reads there fail.
+    ///
+    /// It runs with everything in place that the library rests on and cannot change it: hooks and the authorizer are set through
+    /// `&mut Connection` only, PRAGMAs such as journal_mode are refused, and until it has ended the database is read-only for it.
+    /// Through `Connection::handle` (unsafe) it could break all of this: register functions and modules by it, and nothing else.
+    ///
+    /// An error or a panic is told as [`PrepareError`](crate::PrepareError): by [`Self::start`], which tries it on one connection of
+    /// each role, and later by the call that needed the connection ([`ReadError::Prepare`](crate::ReadError::Prepare), or
+    /// [`WriteError::Rejected`](crate::WriteError::Rejected) with its words); the next call tries again.
+    ///
+    /// Use [`raft_sqlite::rusqlite`](crate::rusqlite): features that this crate does not switch on (`load_extension`, `array`, `csvtab`)
+    /// a program adds by naming `rusqlite` in its own Cargo.toml, at the same version; Cargo refuses to link a second SQLite.
+    ///
+    /// ```no_run
+    /// # use raft_sqlite::{Node, NodeConfig, rusqlite::functions::FunctionFlags};
+    /// # fn build(config: NodeConfig) -> raft_sqlite::NodeBuilder {
+    /// Node::builder(config).prepare_connection(|connection, _| {
+    ///     connection.create_collation("by_length", |a, b| a.len().cmp(&b.len()))?;
+    ///     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
+    ///     connection.create_scalar_function("double", 1, flags, |context| Ok(context.get::<i64>(0)? * 2))?;
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn prepare_connection<F>(mut self, prepare: F) -> Self
+    where
+        F: Fn(&rusqlite::Connection, &ConnectionPurpose<'_>) -> Result<(), PrepareFailure> + Send + Sync + 'static,
+    {
+        self.preparation.push(Arc::new(prepare));
+        self
+    }
+
+    /// Takes peers' connections from a listener that the program has bound (a socket that was handed over, say), instead of binding
+    /// [`NodeConfig::listen_peers`]. May be called several times. A tokio listener: `into_std`.
+    #[must_use]
+    pub fn peer_listener(mut self, listener: std::net::TcpListener) -> Self {
+        self.peers.listeners.push(listener);
+        self
+    }
+
+    /// Takes peers' connections from a stream (Unix sockets, an in-memory network, a server that listens for others, too), instead of
+    /// binding [`NodeConfig::listen_peers`]. They are encrypted as others are, if there are certificates for peers. May be called
+    /// several times; a stream that ends is a listener that is closed.
+    #[must_use]
+    pub fn peer_connections<S, C>(mut self, connections: S) -> Self
+    where
+        S: futures_util::Stream<Item = C> + Send + 'static,
+        C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 'static,
+    {
+        use futures_util::StreamExt as _;
+        self.peers.streams.push(Box::pin(connections.map(Connection::new)));
+        self
+    }
+
+    /// Encrypts peers' connections with the program's own rustls configurations, instead of [`NodeConfig::peer_tls`]: certificates from
+    /// a hardware module or rotated by a resolver, other authorities, other ciphers. Who may be a peer is what their verifiers say:
+    /// without client authentication everybody is. HTTP/2 is added to the protocols they name.
+    #[must_use]
+    pub fn peer_rustls(mut self, server: rustls::ServerConfig, client: rustls::ClientConfig) -> Self {
+        self.tls = Some(Tls::from_configs(server, client));
+        self
+    }
+
     /// Starts the node: recovers what is on its disk, listens for peers, and takes part in its cluster. Returns before a leader is
     /// elected. Must be called inside a multi-threaded tokio runtime.
     ///
     /// # Errors
     /// See [`StartError`]; nothing was changed on disk that a later start would not find in order.
     pub async fn start(self) -> Result<Node, StartError> {
-        let NodeBuilder { config, observers, mut handlers } = self;
+        let NodeBuilder { config, observers, mut handlers, preparation, peers, tls } = self;
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
-        let listeners = listen(&config.listen_peers).await?;
+        let tls = match (tls, &config.peer_tls) {
+            (Some(tls), None) => tls,
+            (Some(_), Some(_)) => {
+                return Err(StartError::Configuration(
+                    "peer TLS is given twice, as PEM (NodeConfig::peer_tls) and as rustls configurations: give one"
+                        .into(),
+                ));
+            }
+            (None, Some(pem)) => Tls::from_pem(pem).map_err(StartError::Configuration)?,
+            (None, None) => Tls::default(),
+        };
+        check_schemes(&config, &tls)?;
+        let peers = peers.into_connections(&config.listen_peers).await?;
         let kept = Identity::read(&config.data_dir)?;
         let configured = Identity::of_config(&config)?;
         let fresh = kept.is_none();
@@ -101,12 +194,12 @@ impl NodeBuilder {
                 kept
             }
             (None, Some(configured)) => configured,
-            (None, None) => identity_from_contacts(&config).await?,
+            (None, None) => identity_from_contacts(&config, &tls).await?,
         };
         // Before anything is written: the data may be of another cluster.
         let verdict = match fresh {
             true => Verdict::Wait(String::new()),
-            false => admission::ask(&config, &identity, true).await,
+            false => admission::ask(&config, &tls, &identity, true).await,
         };
         if let Verdict::Refuse(why) = verdict {
             return Err(StartError::Refused(why));
@@ -119,10 +212,12 @@ impl NodeBuilder {
             identity.write(&config.data_dir)?;
         }
         let (proposals, proposal_receiver) = proposal_queue();
-        let machine = open_machine(&config, &identity, observers, proposals)?;
-        let channels = Channels::new(identity.cluster_id, client_tls(&config));
-        let storage = LogStorage::new(log.clone(), machine.checkpointed());
-        let raft = start_raft(&config, &identity, storage.clone(), &machine, &channels).await?;
+        let recorder = Arc::<Recorder>::default();
+        let options = ReplicaOptions { preparation, recorder: recorder.clone(), ..ReplicaOptions::default() };
+        let machine = open_machine(&config, &identity, observers, options, proposals)?;
+        let channels = Channels::new(identity.cluster_id, tls.clone());
+        let storage = LogStorage::new(log.clone(), machine.checkpointed()).counting(recorder.clone());
+        let raft = start_raft(&config, &identity, storage.clone(), &machine, &channels, recorder).await?;
         let has_log = raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))?;
 
         let (leadership_sender, leadership_receiver) = watch::channel(Leadership::default());
@@ -135,6 +230,7 @@ impl NodeBuilder {
         let inner = Arc::new_cyclic(|node| {
             handlers.insert(membership::HANDLER.into(), Arc::new(MembershipHandler { node: node.clone() }));
             handlers.insert(databases::HANDLER.into(), Arc::new(DatabasesHandler { node: node.clone() }));
+            handlers.insert(migrate::HANDLER.into(), Arc::new(MigrationHandler::new(node.clone())));
             handlers.insert(remote_sql::HANDLER.into(), Arc::new(SqlHandler::new(node.clone())));
             NodeInner {
                 identity: identity.clone(),
@@ -157,13 +253,11 @@ impl NodeBuilder {
         let _ = weak.set(Arc::downgrade(&inner));
         let node = Node { inner };
         let mut tasks = vec![
-            tokio::spawn(proposal_receiver.run(raft.clone())),
+            tokio::spawn(proposal_receiver.run(raft.clone(), machine.clone())),
             tokio::spawn(leadership::run(raft, machine, identity.node_id, contact, leadership_sender)),
             tokio::spawn(checkpointer::run(Arc::downgrade(&node.inner))),
         ];
-        for listener in listeners {
-            tasks.push(tokio::spawn(serve_peers(node.clone().inner, listener, stopped.clone())?));
-        }
+        tasks.extend(peers.into_iter().map(|peers| tokio::spawn(serve_peers(&node.inner, peers, stopped.clone()))));
         *node.inner.tasks.lock() = tasks;
         match enter_cluster(&node, has_log, verdict).await {
             Ok(task) => {
@@ -181,20 +275,49 @@ impl NodeBuilder {
     }
 }
 
-async fn listen(addresses: &[String]) -> Result<Vec<TcpListener>, StartError> {
-    let mut listeners = Vec::new();
-    for address in addresses {
-        let listen = |source| StartError::Listen { address: address.clone(), source };
-        let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(listen)?.collect();
-        listeners.push(TcpListener::bind(&resolved[..]).await.map_err(listen)?);
+/// Where peers' connections come from, unless from the configured addresses.
+#[derive(Default)]
+struct Peers {
+    listeners: Vec<std::net::TcpListener>,
+    streams: Vec<Connections>,
+}
+
+impl Peers {
+    async fn into_connections(self, addresses: &[String]) -> Result<Vec<Connections>, StartError> {
+        let mut connections = self.streams;
+        let given = !connections.is_empty() || !self.listeners.is_empty();
+        for listener in self.listeners {
+            let address = listener.local_addr().map_or_else(|_| "the program's listener".into(), |at| at.to_string());
+            let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+            let taken = taken.map_err(|source| StartError::Listen { address, source })?;
+            connections.push(listener::of_listener(taken));
+        }
+        for address in addresses.iter().filter(|_| !given) {
+            let listen = |source| StartError::Listen { address: address.clone(), source };
+            let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(listen)?.collect();
+            connections.push(listener::of_listener(TcpListener::bind(&resolved[..]).await.map_err(listen)?));
+        }
+        Ok(connections)
     }
-    Ok(listeners)
+}
+
+/// What this node advertises must be what it speaks: a peer that connects in the clear to an encrypted port only sees a hang-up.
+fn check_schemes(config: &NodeConfig, tls: &Tls) -> Result<(), StartError> {
+    let wrong = config.advertise_peer_urls.iter().find(|url| url.starts_with("https://") != tls.is_on());
+    match wrong {
+        None => Ok(()),
+        Some(url) => Err(StartError::Configuration(match tls.is_on() {
+            true => format!("this node has certificates for peers, and advertises {url}: make it https://"),
+            false => format!("this node advertises {url}, and has no certificates for peers: give it some (peer_tls)"),
+        })),
+    }
 }
 
 fn open_machine(
     config: &NodeConfig,
     identity: &Identity,
     observers: Vec<Arc<dyn ApplyObserver>>,
+    options: ReplicaOptions,
     proposals: super::proposer::ProposalQueue,
 ) -> Result<Machine, StartError> {
     let page_size = PageSize::new(config.page_size).ok_or_else(|| {
@@ -206,11 +329,7 @@ fn open_machine(
     };
     let readers =
         ReaderPool::start(threads).map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
-    let options = ReplicaOptions {
-        page_size,
-        max_transaction_bytes: config.max_transaction_bytes as usize,
-        ..ReplicaOptions::default()
-    };
+    let options = ReplicaOptions { page_size, max_transaction_bytes: config.max_transaction_bytes as usize, ..options };
     // What a snapshot transfer left unfinished.
     let _ = std::fs::remove_dir_all(config.data_dir.join("incoming"));
     Ok(Machine::open(MachineSetup {
@@ -229,6 +348,7 @@ async fn start_raft(
     storage: LogStorage,
     machine: &Machine,
     channels: &Channels,
+    recorder: Arc<Recorder>,
 ) -> Result<Raft, StartError> {
     let election = config.election_timeout.as_millis() as u64;
     let raft_config = openraft::Config {
@@ -256,52 +376,38 @@ async fn start_raft(
     };
     let raft_config =
         raft_config.validate().map_err(|error| StartError::Configuration(format!("raft's time-outs: {error}")))?;
-    let transport = Transport::new(channels.clone(), config.election_timeout);
+    let transport = Transport::new(channels.clone(), config.election_timeout, recorder);
     Raft::new(identity.node_id.0, Arc::new(raft_config), transport, storage, StateMachine::new(machine.clone()))
         .await
         .map_err(|error| StartError::Raft(error.to_string()))
 }
 
-pub(super) fn client_tls(config: &NodeConfig) -> Option<ClientTlsConfig> {
-    config.peer_tls.as_ref().map(|tls| {
-        ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&tls.authority_pem))
-            .identity(TlsIdentity::from_pem(&tls.certificate_pem, &tls.key_pem))
-    })
-}
-
-/// The future that serves one peer listener until the node stops.
+/// Serves connections of peers until the node stops.
 fn serve_peers(
-    node: Arc<NodeInner>,
-    listener: TcpListener,
+    node: &Arc<NodeInner>,
+    connections: Connections,
     mut stopped: watch::Receiver<bool>,
-) -> Result<impl Future<Output = ()> + Send + 'static, StartError> {
+) -> impl Future<Output = ()> + Send + use<> {
     let identity = Incoming { cluster_id: node.identity.cluster_id, node_id: node.identity.node_id.0 };
-    let service = PeerServer::new(PeerService::new(Arc::downgrade(&node)))
+    let service = PeerServer::new(PeerService::new(Arc::downgrade(node)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let service = tonic::service::interceptor::InterceptedService::new(service, identity);
-    let mut server =
-        Server::builder().initial_stream_window_size(8 * 1024 * 1024).initial_connection_window_size(16 * 1024 * 1024);
-    if let Some(tls) = &node.config.peer_tls {
-        let tls = ServerTlsConfig::new()
-            .identity(TlsIdentity::from_pem(&tls.certificate_pem, &tls.key_pem))
-            .client_ca_root(Certificate::from_pem(&tls.authority_pem));
-        server = server.tls_config(tls).map_err(|error| StartError::Configuration(format!("peer TLS: {error}")))?;
-    }
-    let router = server.add_service(service);
-    // Small answers must not wait for the acknowledgement of the ones before.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Ok(async move {
+    let router = Server::builder()
+        .initial_stream_window_size(8 * 1024 * 1024)
+        .initial_connection_window_size(16 * 1024 * 1024)
+        .add_service(service);
+    let connections = listener::encrypted(connections, node.channels.tls().clone());
+    async move {
         // Connections are tasks of their own: this is what ends them. Left open, a peer would go on talking to a node that has stopped
         // in a process that has not.
         let stop = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
-        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
+        if let Err(error) = router.serve_with_incoming_shutdown(connections, stop).await {
             tracing::error!(%error, "the peer listener has ended");
         }
-    })
+    }
 }
 
 /// Asks the present leader for its read index.
@@ -328,7 +434,7 @@ impl AskLeader for AskPeer {
 }
 
 /// A node that joins learns its cluster from any contact.
-async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartError> {
+async fn identity_from_contacts(config: &NodeConfig, tls: &Tls) -> Result<Identity, StartError> {
     let ClusterStart::Join { contacts, .. } = &config.cluster else {
         return Err(StartError::Configuration("this node has no data and no cluster to start or join".into()));
     };
@@ -338,7 +444,7 @@ async fn identity_from_contacts(config: &NodeConfig) -> Result<Identity, StartEr
     while tokio::time::Instant::now() < deadline {
         for contact in contacts {
             let asker = Asker { node_id: 0, peer_urls: &config.advertise_peer_urls };
-            match admission::identify(contact, config, Some(asker)).await {
+            match admission::identify(contact, tls, Some(asker)).await {
                 Ok(proto::IdentifyResponse { you: Some(you), .. }) if you.started => {
                     return Err(StartError::Refused(admission::lost_its_data(&config.data_dir, you.node_id)));
                 }
@@ -396,7 +502,7 @@ async fn enter_cluster(
         return if matches!(known, Verdict::Wait(_)) { ask_on() } else { Ok(None) };
     }
     let made_here = matches!(inner.config.cluster, ClusterStart::Static { .. });
-    match admission::ask(&inner.config, &inner.identity, false).await {
+    match admission::ask(&inner.config, inner.channels.tls(), &inner.identity, false).await {
         Verdict::Refuse(why) => return Err(StartError::Refused(why)),
         Verdict::TakePart { runs } if made_here => admission::take_part(inner, runs).await?,
         Verdict::Wait(_) if made_here => return ask_on(),

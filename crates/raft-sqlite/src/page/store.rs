@@ -159,6 +159,28 @@ impl PageStore {
         self.memory_bytes.load(Ordering::Relaxed)
     }
 
+    /// Of these, bytes of images older than the committed version's, kept for pins; about.
+    pub fn pinned_bytes(&self) -> usize {
+        let committed = self.committed();
+        let held: Vec<u32> = self.held.lock().iter().copied().collect();
+        let older = |number: u32| {
+            let shard = self.shard(PageNumber(number)).read();
+            let settled = shard.get(&number)?.iter().skip_while(|page| page.version() > committed);
+            Some(settled.skip(1).map(|page| page.memory_bytes()).sum::<usize>())
+        };
+        held.into_iter().filter_map(older).sum()
+    }
+
+    /// Bytes of images of committed pages that no checkpoint has written yet, about.
+    pub fn unwritten_bytes(&self) -> usize {
+        self.changed.lock().len() * self.page_size.bytes()
+    }
+
+    /// Pins, readers' and others.
+    pub fn pin_count(&self) -> usize {
+        self.pins.lock().by_version.values().map(Vec::len).sum()
+    }
+
     /// How long the oldest pin has been held.
     pub fn oldest_pin_age(&self) -> Option<Duration> {
         let pins = self.pins.lock();

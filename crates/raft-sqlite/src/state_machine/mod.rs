@@ -18,11 +18,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use catalog::Catalog;
 use command::Command;
@@ -34,6 +35,7 @@ use crate::database::pipeline::{Answers, Origin, SharedPipeline};
 use crate::database::reader_pool::ReaderPool;
 use crate::database::replica::{ApplyError, LogPosition, PinnedVersion, Replica, ReplicaOptions};
 use crate::database::writer_thread::{Proposer, WriterSetup, WriterThread};
+use crate::metrics::recorder::Recorder;
 use crate::page::Version;
 
 /// How often a new database tries again to take the place of a dropped one's file.
@@ -140,8 +142,12 @@ impl Machine {
                 setup,
             }),
         };
+        if catalog.databases.is_empty() {
+            machine.inner.setup.options.preparation.rehearse()?;
+        }
         for (name, version) in &catalog.databases {
             let state = machine.open_database(name, catalog.position, Version(*version))?;
+            state.replica.rehearse()?;
             machine.inner.databases.write().insert(name.clone(), state);
         }
         Ok(machine)
@@ -183,6 +189,7 @@ impl Machine {
             replica: replica.clone(),
             pipeline: pipeline.clone(),
             proposer: setup.proposer.clone(),
+            recorder: setup.options.recorder.clone(),
             on_reset: Box::new(move || observers.iter().for_each(|observer| observer.writer_reset(&database))),
         })
         .map_err(|error| DatabaseError::io(&setup.directory, error))?;
@@ -234,6 +241,11 @@ impl Machine {
         self.inner.broken.lock().clone()
     }
 
+    /// Where this node counts.
+    pub fn recorder(&self) -> &Recorder {
+        &self.inner.setup.options.recorder
+    }
+
     /// Readers of all databases.
     pub fn readers(&self) -> &Arc<ReaderPool> {
         &self.inner.setup.readers
@@ -255,9 +267,11 @@ impl Machine {
     /// This replica is damaged, or not able to go on: the node must stop serving. Never for what is wrong with a command alone: that
     /// is an outcome, equal on all nodes.
     pub async fn apply_command(&self, position: LogPosition, bytes: Bytes) -> io::Result<CommandOutcome> {
+        let began = Instant::now();
+        let span = tracing::debug_span!("apply", term = position.term, index = position.index, bytes = bytes.len());
         let applied = match Command::decode(bytes)? {
             Command::Pages { database, origin, sidecars, page_set } => {
-                self.apply_pages(position, &database, origin, &sidecars, &page_set).await
+                self.apply_pages(position, &database, origin, &sidecars, &page_set).instrument(span).await
             }
             Command::CreateDatabase { database } => {
                 self.create_database(&database, position).await.map(|outcome| (outcome, None))
@@ -267,7 +281,9 @@ impl Machine {
         match applied {
             Ok((outcome, answers)) => {
                 self.advance(position, None);
+                self.recorder().apply_time.time(began.elapsed());
                 if let Some(answers) = answers {
+                    self.recorder().proposal_time.time(answers.proposed().elapsed());
                     answers.send();
                 }
                 Ok(outcome)
@@ -327,6 +343,7 @@ impl Machine {
             match state.replica.apply(page_set) {
                 Ok(version) => return Ok(Some(version)),
                 Err(ApplyError::BaseMismatch { base, committed }) => {
+                    self.recorder().base_mismatches.add(1);
                     tracing::info!(%base, %committed, "a PageSet was refused: computed on a version that did not happen");
                     return Ok(None);
                 }
@@ -334,7 +351,12 @@ impl Machine {
                 Err(ApplyError::CapturedVersionsExist) => {
                     state.writer.close("another leader's entry was committed").await
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if matches!(error, ApplyError::HashMismatch { .. }) {
+                        self.recorder().hash_mismatches.add(1);
+                    }
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -443,6 +465,11 @@ impl Machine {
         self.states().iter().any(|state| !state.replica.has_file())
     }
 
+    /// Names and states of all databases.
+    pub fn named_states(&self) -> Vec<(String, Arc<DatabaseState>)> {
+        self.inner.databases.read().iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+    }
+
     fn states(&self) -> Vec<Arc<DatabaseState>> {
         self.inner.databases.read().values().cloned().collect()
     }
@@ -471,9 +498,16 @@ impl Machine {
             return Ok(());
         }
         let machine = self.clone();
-        tokio::task::spawn_blocking(move || machine.write_checkpoint(position, state))
+        let began = Instant::now();
+        let span = tracing::info_span!("checkpoint", term = position.term, index = position.index);
+        let done = tokio::task::spawn_blocking(move || span.in_scope(|| machine.write_checkpoint(position, state)))
             .await
-            .map_err(|error| DatabaseError::Internal(format!("the checkpoint ended early: {error}")))?
+            .map_err(|error| DatabaseError::Internal(format!("the checkpoint ended early: {error}")))?;
+        match done {
+            Ok(()) => self.recorder().checkpoint_time.time(began.elapsed()),
+            Err(_) => self.recorder().checkpoints_failed.add(1),
+        }
+        done
     }
 
     fn write_checkpoint(&self, position: LogPosition, state: PinnedState) -> Result<(), DatabaseError> {

@@ -238,7 +238,9 @@ impl Machine {
         self.close_writers("a snapshot is installed").await;
         let _files = self.inner.files.lock().await;
         let machine = self.clone();
-        let result = tokio::task::spawn_blocking(move || machine.install_files(position, membership, &snapshot)).await;
+        let span = tracing::info_span!("install_snapshot", term = position.term, index = position.index);
+        let install = move || span.in_scope(|| machine.install_files(position, membership, &snapshot));
+        let result = tokio::task::spawn_blocking(install).await;
         result.map_err(|error| DatabaseError::Internal(format!("the install ended early: {error}")))?
     }
 

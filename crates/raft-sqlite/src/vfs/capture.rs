@@ -15,7 +15,7 @@ use std::cmp::Ordering as Cmp;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -98,6 +98,7 @@ struct State {
 pub(crate) struct Capture {
     store: Arc<PageStore>,
     max_transaction_bytes: usize,
+    read_only: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -108,6 +109,7 @@ impl Capture {
         Self {
             store,
             max_transaction_bytes,
+            read_only: AtomicBool::new(false),
             state: Mutex::new(State {
                 wal_header: [0; WAL_HEADER_BYTES],
                 frames: Vec::new(),
@@ -125,6 +127,15 @@ impl Capture {
 
     pub fn store(&self) -> &Arc<PageStore> {
         &self.store
+    }
+
+    /// While it is set, SQLite gets no write lock: whatever would change the database fails with SQLITE_READONLY.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
     }
 
     fn page_size(&self) -> PageSize {

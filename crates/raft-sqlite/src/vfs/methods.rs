@@ -416,15 +416,20 @@ unsafe extern "C" fn x_shm_map(
 }
 
 unsafe extern "C" fn x_shm_lock(file: *mut sqlite3_file, first: c_int, _count: c_int, flags: c_int) -> c_int {
-    // The wal-index is private: every lock is granted.
-    let write_lock_released = first == 0 && flags & SQLITE_SHM_UNLOCK != 0 && flags & SQLITE_SHM_EXCLUSIVE != 0;
+    // The wal-index is private: every lock is granted, but for the write lock while nobody may write.
+    let write_lock = first == 0 && flags & SQLITE_SHM_EXCLUSIVE != 0;
+    let released = flags & SQLITE_SHM_UNLOCK != 0;
     // SAFETY: SQLite calls methods on open files only.
     unsafe {
         with(file, SQLITE_IOERR_SHMLOCK, |state| {
             if let Kind::WriterMain(capture) = &state.kind
-                && write_lock_released
+                && write_lock
             {
-                capture.write_lock_released();
+                if released {
+                    capture.write_lock_released();
+                } else if capture.is_read_only() {
+                    return SQLITE_READONLY;
+                }
             }
             SQLITE_OK
         })

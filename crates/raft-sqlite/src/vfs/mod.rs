@@ -84,6 +84,39 @@ fn guard(connection: &mut Connection, touched: Arc<AtomicBool>) -> rusqlite::Res
     }))
 }
 
+/// What the library rests on, and a program could have changed through the connection's own methods.
+fn keep_settings(connection: &Connection) -> rusqlite::Result<()> {
+    use rusqlite::config::DbConfig;
+    for (setting, value) in [
+        // Its WAL is ours: there is nothing to bring into a file.
+        (DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+        (DbConfig::SQLITE_DBCONFIG_RESET_DATABASE, false),
+        (DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, false),
+    ] {
+        connection.set_db_config(setting, value)?;
+    }
+    Ok(())
+}
+
+/// A read that compares the schema and changes nothing.
+fn first_read(connection: &Connection) -> rusqlite::Result<()> {
+    let mut first = connection.prepare_cached("SELECT 0 FROM sqlite_schema WHERE 0")?;
+    let mut rows = first.raw_query();
+    while rows.next()?.is_some() {}
+    Ok(())
+}
+
+/// After a program's preparation: it counts as nobody's leftovers. None: it left a transaction open.
+fn prepared<R>(connection: &Connection, touched: &AtomicBool, ran: R) -> rusqlite::Result<Option<R>> {
+    let settled = connection.is_autocommit();
+    if !settled {
+        connection.execute_batch("ROLLBACK")?;
+    }
+    keep_settings(connection)?;
+    touched.store(false, Ordering::Relaxed);
+    Ok(settled.then_some(ran))
+}
+
 /// INV-WRITER-COMMITS: a caller's closure runs inside a transaction that the writer thread begins and ends. A COMMIT of its own rolls back:
 /// otherwise it would be captured whatever the caller is told.
 #[derive(Debug, Default)]
@@ -95,6 +128,7 @@ struct HeldTransaction {
 /// The writer connection on a capture.
 pub(crate) struct WriterConnection {
     view: ViewConnection,
+    capture: Arc<Capture>,
     touched: Arc<AtomicBool>,
     transaction: Arc<HeldTransaction>,
 }
@@ -106,7 +140,7 @@ impl WriterConnection {
              PRAGMA foreign_keys=ON; PRAGMA cache_size=-{WRITER_CACHE_KIB};"
         );
         let mut view = open(View::Writer(capture.clone()), OpenFlags::SQLITE_OPEN_READ_WRITE, &setup)?;
-        view.connection.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        keep_settings(&view.connection)?;
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
         guard(&mut view.connection, touched.clone())?;
@@ -116,7 +150,19 @@ impl WriterConnection {
         view.connection.commit_hook(Some(move || commits.held.load(Ordering::Relaxed)))?;
         let rollbacks = transaction.clone();
         view.connection.rollback_hook(Some(move || rollbacks.ended.store(true, Ordering::Relaxed)))?;
-        Ok(Self { view, touched, transaction })
+        Ok(Self { view, capture: capture.clone(), touched, transaction })
+    }
+
+    /// Runs what the program prepares its connections with. It cannot write into the database, and what it sets, attaches or creates on
+    /// the connection is every later caller's. None: it left a transaction open. `run` must not panic.
+    pub fn prepare<R>(&self, run: impl FnOnce(&Connection) -> R) -> rusqlite::Result<Option<R>> {
+        let connection = &self.view.connection;
+        // Takes the write lock the first time, to make the wal-index.
+        first_read(connection)?;
+        self.capture.set_read_only(true);
+        let ran = run(connection);
+        self.capture.set_read_only(false);
+        prepared(connection, &self.touched, ran)
     }
 
     /// Before each caller.
@@ -168,6 +214,11 @@ impl ReaderConnection {
         Ok(Self { view, progress, touched })
     }
 
+    /// As [`WriterConnection::prepare`].
+    pub fn prepare<R>(&self, run: impl FnOnce(&Connection) -> R) -> rusqlite::Result<Option<R>> {
+        prepared(&self.view.connection, &self.touched, run(&self.view.connection))
+    }
+
     pub fn connection(&self) -> &Connection {
         &self.view.connection
     }
@@ -178,12 +229,7 @@ impl ReaderConnection {
         connection.prepare_cached("BEGIN")?.raw_execute()?;
         // BEGIN alone takes no lock: the first read pins. It is one that compares the schema, too: SQLite prepares on the schema that it
         // knows, and a PRAGMA that finds nothing in an old one never looks whether there is a newer one.
-        let begun = connection.prepare_cached("SELECT 0 FROM sqlite_schema WHERE 0").and_then(|mut first| {
-            let mut rows = first.raw_query();
-            while rows.next()?.is_some() {}
-            Ok(())
-        });
-        if let Err(error) = begun {
+        if let Err(error) = first_read(connection) {
             let _ = self.end();
             return Err(error);
         }

@@ -1,9 +1,11 @@
 //! Three nodes in this process, over real sockets.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use std::time::{Duration, Instant};
 
 use raft_sqlite::rusqlite::Connection;
-use raft_sqlite::{InitialMember, Node, NodeConfig};
+use raft_sqlite::{InitialMember, Node, NodeBuilder, NodeConfig};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -18,6 +20,15 @@ impl Nodes {
     }
 
     pub async fn start_with(page_size: u32, adjust: impl Fn(&mut NodeConfig)) -> Nodes {
+        Self::start_built(page_size, adjust, |_, builder| builder).await
+    }
+
+    /// `build` is given the node's number.
+    pub async fn start_built(
+        page_size: u32,
+        adjust: impl Fn(&mut NodeConfig),
+        build: impl Fn(usize, NodeBuilder) -> NodeBuilder,
+    ) -> Nodes {
         let folder = tempfile::tempdir().unwrap();
         let free_url = || {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -26,7 +37,7 @@ impl Nodes {
         let members: Vec<InitialMember> =
             (0..3).map(|number| InitialMember { name: format!("n{number}"), peer_urls: vec![free_url()] }).collect();
         let mut nodes = Vec::new();
-        for member in &members {
+        for (number, member) in members.iter().enumerate() {
             let mut config =
                 NodeConfig::member(folder.path().join(&member.name), &member.name, members.clone()).unwrap();
             config.page_size = page_size;
@@ -35,7 +46,7 @@ impl Nodes {
             // Nobody stops here: a busy machine is no reason for an election, which would make outcomes unknown.
             config.election_timeout = Duration::from_secs(5);
             adjust(&mut config);
-            nodes.push(Node::start(config).await.unwrap());
+            nodes.push(build(number, Node::builder(config)).start().await.unwrap());
         }
         for node in &nodes {
             node.wait_for_leader(PATIENCE).await.unwrap();

@@ -177,6 +177,7 @@ fn a_newer_format_is_refused() {
         });
         let error = open(&disk).unwrap_err();
         assert!(matches!(error, LogError::NewerFormat { found: 9, supported: 1, .. }), "{name}: {error}");
+        assert!(error.to_string().contains("use the newer program"), "{name}: {error}");
     }
 }
 

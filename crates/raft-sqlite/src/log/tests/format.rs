@@ -1,6 +1,8 @@
 //! The bytes on disk, as docs/formats.md has them. A change here is a change of the format: it
 //! needs a new version.
 
+use proptest::prelude::*;
+
 use super::id;
 use crate::log::record::{
     Decoded, RecordHeader, RecordType, SEGMENT_HEADER_BYTES, SegmentHeader, decode_record, encode_record,
@@ -85,4 +87,29 @@ fn a_vote_slot() {
         "52 53 51 4c 56 4f 54 45 01 00 00 00 00 00 00 00 \
          01 00 00 00 00 00 00 00 00 00 00 00 e1 fe ee ce"
     );
+}
+
+proptest! {
+    #[test]
+    fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400), payload_bytes: u32, kind in 0u8..9) {
+        let _ = decode_record(&bytes, 7, 0xdead_beef);
+        if bytes.len() >= 48 {
+            // Past the checks of number, salt and checksum.
+            let mut bytes = bytes.clone();
+            bytes[8..12].copy_from_slice(&payload_bytes.to_le_bytes());
+            bytes[16..24].copy_from_slice(&[7, 0, 0, 0, 0xef, 0xbe, 0xad, 0xde]);
+            bytes[44] = kind;
+            let crc = crc32c::crc32c(&bytes[4..48]);
+            bytes[..4].copy_from_slice(&crc.to_le_bytes());
+            let _ = decode_record(&bytes, 7, 0xdead_beef);
+        }
+        if bytes.len() >= SEGMENT_HEADER_BYTES {
+            let mut bytes: [u8; SEGMENT_HEADER_BYTES] = bytes[..SEGMENT_HEADER_BYTES].try_into().unwrap();
+            let _ = SegmentHeader::decode(&bytes);
+            bytes[..12].copy_from_slice(b"RSQLLOG\0\x01\0\0\0");
+            let crc = crc32c::crc32c(&bytes[..124]);
+            bytes[124..].copy_from_slice(&crc.to_le_bytes());
+            let _ = SegmentHeader::decode(&bytes);
+        }
+    }
 }
