@@ -124,12 +124,30 @@ pub enum ReadError {
     /// SQLite's own error.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),
+    /// The query went well, but its result is not what was asked for.
+    #[error(transparent)]
+    Row(#[from] crate::client::RowError),
     /// The program's own preparation of the connection failed.
     #[error(transparent)]
     Prepare(#[from] crate::database::prepare::PrepareError),
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),
+}
+
+impl ReadError {
+    /// Whether the same read may go through later (`Retryable`) or will fail again (`Rejected`).
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            ReadError::NoLeader(_) | ReadError::Timeout(_) | ReadError::Overloaded | ReadError::TooOld { .. } => {
+                ErrorClass::Retryable
+            }
+            ReadError::NoSuchDatabase(_) | ReadError::Sql(_) | ReadError::Row(_) | ReadError::Prepare(_) => {
+                ErrorClass::Rejected
+            }
+            ReadError::Fatal(_) => ErrorClass::Fatal,
+        }
+    }
 }
 
 /// Why a call of a handler on the leader did not end well.

@@ -24,6 +24,7 @@
 //! The way of a write: [`Database`] → `database` (writer thread) → `vfs` captures → `page` (PageSet) → `consensus` → `log` and the
 //! quorum → `state_machine` → `page` store: readers see it → [`ApplyObserver`]. docs/architecture.md tells more.
 
+pub mod blocking;
 pub mod config;
 pub mod error;
 pub mod metrics;
@@ -39,8 +40,8 @@ mod state_machine;
 mod vfs;
 
 pub use client::{
-    ColumnIndex, Database, Executed, Migrated, Migration, MigrationError, Parameters, ReadConsistency, Row, RowError,
-    Rows, SqlError, Statement,
+    Client, ClientBuilder, ColumnIndex, ConnectError, Database, Executed, LocalDatabase, Migrated, Migration,
+    MigrationError, Parameters, ReadConsistency, Row, RowError, RowStream, Rows, SqlError, Statement,
 };
 pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;

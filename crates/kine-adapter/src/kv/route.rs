@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
-use raft_sqlite::{ApplyObserver, CallHandler, Database, Node, Version};
+use raft_sqlite::{ApplyObserver, CallHandler, LocalDatabase, Node, Version};
 use rusqlite::Connection;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -38,7 +38,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Inner {
     options: StoreOptions,
     node: OnceLock<Node>,
-    database: OnceLock<Database>,
+    database: OnceLock<LocalDatabase>,
     pub(super) replica: Replica,
     /// Used on the writer thread only.
     writer: Mutex<Writer>,
@@ -142,7 +142,7 @@ impl Inner {
         self.node.get().expect("invariant: the store is attached before it is used")
     }
 
-    fn database(&self) -> &Database {
+    fn database(&self) -> &LocalDatabase {
         self.database.get().expect("invariant: the store is attached before it is used")
     }
 

@@ -208,7 +208,7 @@ impl Database {
     }
 
     async fn ask_leader(&self, payload: Bytes) -> Result<Reply, MigrationError> {
-        match self.node().call_leader(HANDLER, payload).await {
+        match self.call_leader(HANDLER, payload).await {
             Ok(reply) => serde_json::from_slice(&reply).map_err(|error| {
                 MigrationError::OutcomeUnknown(format!("the leader's answer could not be read: {error}"))
             }),

@@ -1,45 +1,126 @@
 //! The database handle a program uses.
 
 pub(crate) mod migrate;
+mod remote;
 pub(crate) mod remote_sql;
 mod row;
 mod row_serde;
 mod sql;
 mod statement;
+pub(crate) mod stream;
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
 pub use migrate::{Migrated, Migration, MigrationError};
+pub use remote::{Client, ClientBuilder, ConnectError};
 pub use row::{ColumnIndex, Row, RowError, Rows};
 pub use sql::{Executed, ReadConsistency, SqlError};
 pub use statement::{Parameters, Statement};
+pub use stream::RowStream;
 
 use crate::database::DatabaseError;
 use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};
 use crate::database::reader_pool::Read;
-use crate::error::{ReadError, WriteError};
+use crate::error::{CallError, ReadError, WriteError};
 use crate::network::proto::database_change::Kind;
 use crate::node::Node;
 use crate::page::Version;
 
-/// A handle to one replicated database, on any node. Clones are cheap.
+/// A handle to one replicated database: the same from a node and from a program that is none. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Database {
-    node: Node,
-    name: String,
+    way: Way,
+    name: Arc<str>,
+}
+
+/// How a handle reaches its cluster.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    Node(Node),
+    Client(Client),
 }
 
 impl Database {
-    pub(crate) fn new(node: Node, name: &str) -> Self {
-        Self { node, name: name.to_owned() }
+    pub(crate) fn new(way: Way, name: &str) -> Self {
+        Self { way, name: name.into() }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn way(&self) -> &Way {
+        &self.way
+    }
+
+    /// Waits until this node, or the member that the client is connected to, has applied at least `version` of the database (one that
+    /// a write through any handle returned).
+    ///
+    /// # Errors
+    /// [`ReadError::Timeout`] after `patience`.
+    pub async fn wait_for_version(&self, version: Version, patience: Duration) -> Result<(), ReadError> {
+        let late = || {
+            let patience = patience.as_millis();
+            ReadError::Timeout(format!("version {version} was not applied here within {patience} ms"))
+        };
+        let node = match &self.way {
+            Way::Node(node) => node,
+            Way::Client(_) => {
+                let read = Box::pin(self.query("SELECT 1", ReadConsistency::AtLeast(version)));
+                return tokio::time::timeout(patience, read).await.map_err(|_| late())?.map(drop);
+            }
+        };
+        let machine = &node.inner.machine;
+        let reached = || machine.database(&self.name).is_some_and(|state| state.replica.committed() >= version);
+        let mut applied = machine.applied_index();
+        match tokio::time::timeout(patience, applied.wait_for(|_| reached())).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ReadError::Fatal("the node stops".into())),
+            Err(_) => Err(late()),
+        }
+    }
+
+    /// Calls a built-in handler on the leader.
+    pub(crate) async fn call_leader(&self, handler: &str, payload: Bytes) -> Result<Bytes, CallError> {
+        match &self.way {
+            Way::Node(node) => node.call_leader(handler, payload).await,
+            Way::Client(client) => client.call_leader(handler, payload).await,
+        }
+    }
+}
+
+/// A [`Database`] on a node in this process: beside what every handle offers, closures on the node's own connections.
+#[derive(Clone, Debug)]
+pub struct LocalDatabase {
+    database: Database,
+    node: Node,
+}
+
+impl Deref for LocalDatabase {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        &self.database
+    }
+}
+
+impl From<LocalDatabase> for Database {
+    fn from(local: LocalDatabase) -> Self {
+        local.database
+    }
+}
+
+impl LocalDatabase {
+    pub(crate) fn new(node: Node, name: &str) -> Self {
+        Self { database: Database::new(Way::Node(node.clone()), name), node }
     }
 
     /// Runs `closure` on this node's writer thread, inside an SQLite transaction of its own; only on the leader.
@@ -77,7 +158,7 @@ impl Database {
     /// Counted, and in a span of its own: `write` goes from the call to the answer, and the closure runs in it, too.
     async fn counted<T, E>(&self, write: impl Future<Output = Result<T, WriteError<E>>>) -> Result<T, WriteError<E>> {
         let began = Instant::now();
-        let span = tracing::debug_span!("write", database = self.name, outcome = tracing::field::Empty);
+        let span = tracing::debug_span!("write", database = &*self.name, outcome = tracing::field::Empty);
         let outcome = write.instrument(span.clone()).await;
         let recorder = self.node.inner.machine.recorder();
         match &outcome {
@@ -180,7 +261,8 @@ impl Database {
         if let Some(why) = inner.machine.broken() {
             return Err(ReadError::Fatal(why));
         }
-        let state = inner.machine.database(&self.name).ok_or_else(|| ReadError::NoSuchDatabase(self.name.clone()))?;
+        let state =
+            inner.machine.database(&self.name).ok_or_else(|| ReadError::NoSuchDatabase(self.name.to_string()))?;
         let (sender, receiver) = oneshot::channel();
         let read: Read = Box::new(move |opened| {
             let value = opened.map(|(connection, version)| closure(connection, version));
@@ -202,24 +284,6 @@ impl Database {
             Ok(Err(DatabaseError::Prepare(error))) => Err(ReadError::Prepare(error)),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
-        }
-    }
-
-    /// Waits until this node has applied at least `version` of the database (one that a write on any node returned).
-    ///
-    /// # Errors
-    /// [`ReadError::Timeout`] after `patience`.
-    pub async fn wait_for_version(&self, version: Version, patience: Duration) -> Result<(), ReadError> {
-        let machine = &self.node.inner.machine;
-        let reached = || machine.database(&self.name).is_some_and(|state| state.replica.committed() >= version);
-        let mut applied = machine.applied_index();
-        match tokio::time::timeout(patience, applied.wait_for(|_| reached())).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ReadError::Fatal("the node stops".into())),
-            Err(_) => Err(ReadError::Timeout(format!(
-                "version {version} was not applied here within {} ms",
-                patience.as_millis()
-            ))),
         }
     }
 

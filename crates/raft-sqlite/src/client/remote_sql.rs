@@ -4,13 +4,14 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message as _;
 use rusqlite::Connection;
+use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 
 use super::row::Rows;
 use super::sql::{Executed, SqlError};
 use crate::database::job::WriteContext;
 use crate::database::{explain_refusal, forget_refusal};
-use crate::error::WriteError;
+use crate::error::{CallError, WriteError};
 use crate::network::proto;
 use crate::network::proto::sql_failure::Kind;
 use crate::node::{CallHandler, Node};
@@ -19,7 +20,7 @@ use crate::page::Version;
 /// Name of the built-in handler.
 pub(crate) const HANDLER: &str = "raft-sqlite.sql";
 
-pub(super) fn to_proto_value(value: &Value) -> proto::SqlValue {
+pub(crate) fn to_proto_value(value: &Value) -> proto::SqlValue {
     use proto::sql_value::Value as Wire;
     let value = match value {
         Value::Null => Wire::Null(true),
@@ -31,7 +32,7 @@ pub(super) fn to_proto_value(value: &Value) -> proto::SqlValue {
     proto::SqlValue { value: Some(value) }
 }
 
-fn from_proto_value(value: proto::SqlValue) -> Value {
+pub(super) fn from_proto_value(value: proto::SqlValue) -> Value {
     use proto::sql_value::Value as Wire;
     match value.value {
         None | Some(Wire::Null(_)) => Value::Null,
@@ -70,10 +71,10 @@ pub(super) fn run_statement(
 }
 
 fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Result<StatementResult, rusqlite::Error> {
-    if !statement.refused.is_empty() {
-        return Err(rusqlite::Error::ToSqlConversionFailure(statement.refused.clone().into()));
-    }
     let before = connection.total_changes();
+    if statement.script {
+        return run_script(connection, &statement.sql, before);
+    }
     let (mut kept, mut fresh);
     let prepared: &mut rusqlite::Statement<'_> = if is_settled_when_prepared(&statement.sql) {
         fresh = connection.prepare(&statement.sql)?;
@@ -82,6 +83,34 @@ fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Re
         kept = connection.prepare_cached(&statement.sql)?;
         &mut kept
     };
+    bind(prepared, statement)?;
+    let mut rows = Vec::new();
+    let most = if statement.max_rows == 0 { usize::MAX } else { statement.max_rows as usize };
+    let mut cursor = prepared.raw_query();
+    // Only now are its columns known: SQLite prepares a kept statement anew when the schema has changed.
+    while rows.len() < most
+        && let Some(row) = cursor.next()?
+    {
+        rows.push(values_of(row)?);
+    }
+    drop(cursor);
+    let columns = prepared.column_names().map(str::to_owned).collect();
+    Ok(StatementResult {
+        rows: Rows::new(columns, rows),
+        // SQLite keeps the count of the last statement that could change rows: it is not this one's if the total stands still.
+        rows_affected: if connection.total_changes() == before { 0 } else { connection.changes() },
+        last_insert_rowid: connection.last_insert_rowid(),
+    })
+}
+
+/// Binds the parameters that came with a statement.
+pub(super) fn bind(
+    prepared: &mut rusqlite::Statement<'_>,
+    statement: &proto::SqlStatement,
+) -> Result<(), rusqlite::Error> {
+    if !statement.refused.is_empty() {
+        return Err(rusqlite::Error::ToSqlConversionFailure(statement.refused.clone().into()));
+    }
     let mut position = 0;
     for given in &statement.parameters {
         let index = match given.name.as_str() {
@@ -95,19 +124,23 @@ fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Re
         };
         prepared.raw_bind_parameter(index, parameter(given.value.as_ref()))?;
     }
-    let mut rows = Vec::new();
-    let mut cursor = prepared.raw_query();
-    // Only now are its columns known: SQLite prepares a kept statement anew when the schema has changed.
-    while let Some(row) = cursor.next()? {
-        let width = row.as_ref().column_count();
-        rows.push((0..width).map(|column| row.get(column)).collect::<Result<Vec<Value>, _>>()?);
+    Ok(())
+}
+
+/// A row's values.
+pub(super) fn values_of(row: &rusqlite::Row<'_>) -> Result<Vec<Value>, rusqlite::Error> {
+    (0..row.as_ref().column_count()).map(|column| row.get(column)).collect()
+}
+
+fn run_script(connection: &Connection, sql: &str, before: u64) -> Result<StatementResult, rusqlite::Error> {
+    let mut statements = rusqlite::Batch::new(connection, sql);
+    while let Some(mut statement) = statements.next()? {
+        let mut rows = statement.raw_query();
+        while rows.next()?.is_some() {}
     }
-    drop(cursor);
-    let columns = prepared.column_names().map(str::to_owned).collect();
     Ok(StatementResult {
-        rows: Rows::new(columns, rows),
-        // SQLite keeps the count of the last statement that could change rows: it is not this one's if the total stands still.
-        rows_affected: if connection.total_changes() == before { 0 } else { connection.changes() },
+        rows: Rows::default(),
+        rows_affected: connection.total_changes() - before,
         last_insert_rowid: connection.last_insert_rowid(),
     })
 }
@@ -249,6 +282,27 @@ fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
         other => other.to_string(),
     };
     Bytes::from(proto::SqlFailure { kind: kind.into(), message, extended_code, statement }.encode_to_vec())
+}
+
+/// Name of the built-in handler that makes and drops databases.
+pub(crate) const DATABASES_HANDLER: &str = "raft-sqlite.databases";
+
+pub(crate) fn encode_database_change(name: &str, kind: proto::database_change::Kind) -> Bytes {
+    Bytes::from(proto::DatabaseChange { name: name.to_owned(), kind: kind.into() }.encode_to_vec())
+}
+
+/// What became of it.
+pub(crate) fn decode_database_change(
+    reply: Result<Bytes, CallError>,
+) -> Result<proto::DatabaseChangeReply, WriteError> {
+    match reply {
+        Ok(reply) => proto::DatabaseChangeReply::decode(reply)
+            .map_err(|error| WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {error}"))),
+        Err(CallError::Handler(failure)) => Err(decode_plain_failure(&failure)),
+        Err(CallError::OutcomeUnknown(why)) => Err(WriteError::OutcomeUnknown(why)),
+        Err(CallError::NoLeader) => Err(WriteError::NotLeader { leader: None }),
+        Err(CallError::NotSent(why)) => Err(WriteError::Rejected(why)),
+    }
 }
 
 /// Of a call that runs no statements.

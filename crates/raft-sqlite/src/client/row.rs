@@ -195,6 +195,10 @@ impl Rows {
         Self { columns, rows }
     }
 
+    pub(super) fn of(columns: Arc<[String]>, rows: Vec<Row>) -> Self {
+        Self { columns, rows }
+    }
+
     /// Column names, also of a result without rows.
     pub fn columns(&self) -> &[String] {
         &self.columns

@@ -5,11 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::row::Rows;
+use serde::de::DeserializeOwned;
+
+use super::row::{Row, RowError, Rows};
 use super::statement::Statement;
-use super::{Database, remote_sql};
+use super::stream::RowStream;
+use super::{Database, LocalDatabase, Way, remote_sql};
 use crate::error::{CallError, ReadError, WriteError};
 use crate::network::proto;
+use crate::node::Node;
 use crate::page::Version;
 
 /// SQLite's own refusal of a statement.
@@ -34,7 +38,8 @@ pub struct Executed {
     pub last_insert_rowid: i64,
     /// Rows it gave (RETURNING, or a SELECT in a batch).
     pub rows: Rows,
-    /// The version from which on readers see it: give it to [`Database::wait_for_version`] on another node to read your own write.
+    /// The version from which on readers see it: read at [`ReadConsistency::AtLeast`] it through any other handle to read your own
+    /// write.
     pub version: Version,
 }
 
@@ -61,9 +66,15 @@ impl Database {
     ///
     /// # Cancellation
     /// Dropping the future leaves the outcome unknown.
-    pub async fn execute(&self, statement: impl Into<Statement>) -> Result<Executed, WriteError<SqlError>> {
-        let mut results = self.batch(vec![statement.into()]).await?;
-        results.pop().ok_or_else(|| WriteError::OutcomeUnknown("the leader gave no result".into()))
+    pub fn execute(
+        &self,
+        statement: impl Into<Statement>,
+    ) -> impl Future<Output = Result<Executed, WriteError<SqlError>>> + Send {
+        let statement = statement.into().to_proto();
+        async move {
+            let mut results = self.run_batch(vec![statement]).await?;
+            results.pop().ok_or_else(|| WriteError::OutcomeUnknown("the leader gave no result".into()))
+        }
     }
 
     /// Runs statements in one transaction, on the leader: all of them take effect or none. BEGIN, COMMIT and ROLLBACK are refused:
@@ -75,12 +86,23 @@ impl Database {
     /// # Errors
     /// As [`Self::execute`].
     pub async fn batch(&self, statements: Vec<Statement>) -> Result<Vec<Executed>, WriteError<SqlError>> {
-        let batch = proto::SqlBatch {
-            database: self.name().to_owned(),
-            statements: statements.iter().map(Statement::to_proto).collect(),
-        };
+        self.run_batch(statements.iter().map(Statement::to_proto).collect()).await
+    }
+
+    /// Runs statements of one text, separated by semicolons, in one transaction on the leader: all of them take effect or none. For
+    /// schemas and scripts; rows are dropped.
+    ///
+    /// # Errors
+    /// As [`Self::execute`]; [`SqlError::statement`] is 0 whichever it was.
+    pub async fn execute_batch(&self, sql: &str) -> Result<(), WriteError<SqlError>> {
+        let statement = proto::SqlStatement { script: true, ..Statement::new(sql).to_proto() };
+        self.run_batch(vec![statement]).await.map(drop)
+    }
+
+    async fn run_batch(&self, statements: Vec<proto::SqlStatement>) -> Result<Vec<Executed>, WriteError<SqlError>> {
+        let batch = proto::SqlBatch { database: self.name().to_owned(), statements };
         let payload = Bytes::from(batch.encode_to_vec());
-        match self.node().call_leader(remote_sql::HANDLER, payload).await {
+        match self.call_leader(remote_sql::HANDLER, payload).await {
             Ok(reply) => remote_sql::decode_reply(&reply)
                 .map_err(|why| WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {why}"))),
             Err(CallError::Handler(error)) => Err(remote_sql::decode_failure(&error)),
@@ -90,24 +112,110 @@ impl Database {
         }
     }
 
-    /// Runs a query on this node and gives all its rows.
+    /// Runs a query and gives all its rows: on this node, or on the member that the client is connected to. A large result is better
+    /// streamed: [`Self::query_stream`].
     ///
     /// # Errors
     /// See [`ReadError`]; a statement that would write is refused by SQLite.
-    pub async fn query(
+    pub fn query(
         &self,
         statement: impl Into<Statement>,
         consistency: ReadConsistency,
-    ) -> Result<Rows, ReadError> {
-        match consistency {
-            ReadConsistency::Linearizable => self.node().linearize().await?,
-            ReadConsistency::Local => {}
-            ReadConsistency::AtLeast(version) => self.wait_for_version(version, VERSION_PATIENCE).await?,
-        }
+    ) -> impl Future<Output = Result<Rows, ReadError>> + Send {
         let statement = statement.into().to_proto();
-        self.read(move |connection, _| remote_sql::run_statement(connection, &statement))
+        async move {
+            match self.way() {
+                Way::Node(node) => node.query_rows(self.name(), statement, consistency).await,
+                Way::Client(_) => RowStream::open(self, statement, consistency).await?.collect_rows().await,
+            }
+        }
+    }
+
+    /// Runs a query and gives its rows one by one as they are asked for, however many there are. All are of one version; see
+    /// [`RowStream`] for what it holds while it is open.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; what goes wrong later is told by the stream.
+    pub fn query_stream(
+        &self,
+        statement: impl Into<Statement>,
+        consistency: ReadConsistency,
+    ) -> impl Future<Output = Result<RowStream, ReadError>> + Send {
+        let statement = statement.into().to_proto();
+        async move { RowStream::open(self, statement, consistency).await }
+    }
+
+    /// Runs a query and gives its first row; no more are asked for.
+    ///
+    /// # Errors
+    /// [`ReadError::Row`] when there is none; else as [`Self::query`].
+    pub fn query_row(
+        &self,
+        statement: impl Into<Statement>,
+        consistency: ReadConsistency,
+    ) -> impl Future<Output = Result<Row, ReadError>> + Send {
+        let first = self.query_optional(statement, consistency);
+        async move { first.await?.ok_or(ReadError::Row(RowError::NoRow)) }
+    }
+
+    /// Runs a query and gives its first row, if there is one; no more are asked for.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_optional(
+        &self,
+        statement: impl Into<Statement>,
+        consistency: ReadConsistency,
+    ) -> impl Future<Output = Result<Option<Row>, ReadError>> + Send {
+        let statement = proto::SqlStatement { max_rows: 1, ..statement.into().to_proto() };
+        async move {
+            let rows = match self.way() {
+                Way::Node(node) => node.query_rows(self.name(), statement, consistency).await?,
+                Way::Client(_) => RowStream::open(self, statement, consistency).await?.collect_rows().await?,
+            };
+            Ok(rows.into_iter().next())
+        }
+    }
+
+    /// Runs a query and gives each row as a type that serde knows; see [`Row::deserialize`].
+    ///
+    /// # Errors
+    /// [`ReadError::Row`] when a row does not fit; else as [`Self::query`].
+    pub fn query_as<T: DeserializeOwned>(
+        &self,
+        statement: impl Into<Statement>,
+        consistency: ReadConsistency,
+    ) -> impl Future<Output = Result<Vec<T>, ReadError>> + Send {
+        let rows = self.query(statement, consistency);
+        async move { Ok(rows.await?.deserialize()?) }
+    }
+}
+
+impl Node {
+    /// A whole result, on one of this node's reader threads.
+    pub(crate) async fn query_rows(
+        &self,
+        database: &str,
+        statement: proto::SqlStatement,
+        consistency: ReadConsistency,
+    ) -> Result<Rows, ReadError> {
+        let database = self.database(database);
+        database.reach(consistency).await?;
+        database
+            .read(move |connection, _| remote_sql::run_statement(connection, &statement))
             .await?
             .map(|result| result.rows)
             .map_err(ReadError::Sql)
+    }
+}
+
+impl LocalDatabase {
+    /// Waits until this node's state is as new as `consistency` says.
+    pub(super) async fn reach(&self, consistency: ReadConsistency) -> Result<(), ReadError> {
+        match consistency {
+            ReadConsistency::Linearizable => self.node().linearize().await,
+            ReadConsistency::Local => Ok(()),
+            ReadConsistency::AtLeast(version) => self.wait_for_version(version, VERSION_PATIENCE).await,
+        }
     }
 }

@@ -86,7 +86,8 @@ impl Statement {
             .chain(named)
             .map(|(name, value)| proto::SqlParameter { name, value: Some(remote_sql::to_proto_value(value)) })
             .collect();
-        proto::SqlStatement { sql: self.sql.clone(), parameters, refused: self.refused.clone().unwrap_or_default() }
+        let refused = self.refused.clone().unwrap_or_default();
+        proto::SqlStatement { sql: self.sql.clone(), parameters, refused, ..Default::default() }
     }
 
     fn refuse(&mut self, why: String) {

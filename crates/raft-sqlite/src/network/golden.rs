@@ -110,8 +110,8 @@ fn sql() {
     let parameter = SqlParameter { name: ":a".into(), value: Some(SqlValue { value: Some(Value::Integer(1)) }) };
     same(parameter.clone(), &[0x0a, 2, b':', b'a', 0x12, 2, 0x10, 2]);
     same(
-        SqlStatement { sql: "S".into(), parameters: vec![parameter], refused: "r".into() },
-        &[0x0a, 1, b'S', 0x12, 8, 0x0a, 2, b':', b'a', 0x12, 2, 0x10, 2, 0x1a, 1, b'r'],
+        SqlStatement { sql: "S".into(), parameters: vec![parameter], refused: "r".into(), max_rows: 1, script: true },
+        &[0x0a, 1, b'S', 0x12, 8, 0x0a, 2, b':', b'a', 0x12, 2, 0x10, 2, 0x1a, 1, b'r', 0x20, 1, 0x28, 1],
     );
 }
 

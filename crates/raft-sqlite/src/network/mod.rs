@@ -1,6 +1,6 @@
-//! The peer protocol: tonic over HTTP/2, one service, messages in proto/peer.proto.
+//! The peer protocol: tonic over HTTP/2, messages in proto/peer.proto; and beside it what programs say that are no members.
 //!
-//! - [`proto`]: the generated messages, client and server;
+//! - [`proto`], [`client_proto`]: the generated messages, client and server: of peers, and of programs that are none;
 //! - [`identity`]: every call says which cluster and which member it means, and is refused by any other;
 //! - [`channels`]: connections to peers, kept and found again by address;
 //! - [`listener`], [`tls`]: where their connections come from, and how they are encrypted.
@@ -20,6 +20,15 @@ mod golden;
 pub mod proto {
     tonic::include_proto!("raftsqlite.peer.v1");
 }
+
+/// Generated from proto/client.proto.
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used, unreachable_pub)]
+pub mod client_proto {
+    tonic::include_proto!("raftsqlite.client.v1");
+}
+
+/// Version of the client protocol, proto/client.proto.
+pub const CLIENT_PROTOCOL_VERSION: u32 = 1;
 
 /// Version of the peer protocol: of proto/peer.proto, and of the byte strings that its messages carry (docs/formats.md).
 pub const PROTOCOL_VERSION: u32 = 1;

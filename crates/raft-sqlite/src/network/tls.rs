@@ -53,6 +53,18 @@ impl Tls {
         Self { now: Some(Arc::new(RwLock::new(configs(server, client)))) }
     }
 
+    /// Of a program that only connects.
+    pub fn of_client(client: ClientConfig) -> Self {
+        let provider = client.crypto_provider().clone();
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&tokio_rustls::rustls::version::TLS13])
+            .map(|builder| builder.with_no_client_auth().with_cert_resolver(Arc::new(NoCertificate)));
+        match server {
+            Ok(server) => Self::from_configs(server, client),
+            Err(_) => Self::default(),
+        }
+    }
+
     /// From now on for new connections.
     ///
     /// # Errors
@@ -163,4 +175,17 @@ fn from_pem(pem: &PeerTls) -> Result<(ServerConfig, ClientConfig), String> {
         .with_client_auth_cert(chain, key)
         .map_err(|error| failed(&error))?;
     Ok((server, client))
+}
+
+/// For who takes no connections.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl tokio_rustls::rustls::server::ResolvesServerCert for NoCertificate {
+    fn resolve(
+        &self,
+        _hello: tokio_rustls::rustls::server::ClientHello<'_>,
+    ) -> Option<Arc<tokio_rustls::rustls::sign::CertifiedKey>> {
+        None
+    }
 }

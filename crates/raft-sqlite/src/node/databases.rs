@@ -9,15 +9,16 @@ use prost::Message as _;
 
 use super::calls::CallHandler;
 use super::{Node, NodeInner};
+use crate::client::remote_sql;
 use crate::consensus::types::CommandBytes;
-use crate::error::{CallError, WriteError};
+use crate::error::WriteError;
 use crate::network::proto;
 use crate::network::proto::database_change::Kind;
 use crate::state_machine::CommandOutcome;
 use crate::state_machine::command::{Command, check_database_name};
 
 /// Name of the built-in handler.
-pub(super) const HANDLER: &str = "raft-sqlite.databases";
+pub(super) const HANDLER: &str = remote_sql::DATABASES_HANDLER;
 
 impl Node {
     /// Makes an empty database, through any node. True: it was made; false: it is there already. It is there on this node when this
@@ -43,16 +44,8 @@ impl Node {
 
     async fn change_database(&self, name: &str, kind: Kind) -> Result<bool, WriteError> {
         check_database_name(name).map_err(WriteError::Rejected)?;
-        let change = proto::DatabaseChange { name: name.to_owned(), kind: kind.into() };
-        let reply = match self.call_leader(HANDLER, Bytes::from(change.encode_to_vec())).await {
-            Ok(reply) => proto::DatabaseChangeReply::decode(reply).map_err(|error| {
-                WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {error}"))
-            })?,
-            Err(CallError::Handler(failure)) => return Err(crate::client::remote_sql::decode_plain_failure(&failure)),
-            Err(CallError::OutcomeUnknown(why)) => return Err(WriteError::OutcomeUnknown(why)),
-            Err(CallError::NoLeader) => return Err(WriteError::NotLeader { leader: None }),
-            Err(CallError::NotSent(why)) => return Err(WriteError::Rejected(why)),
-        };
+        let reply = self.call_leader(HANDLER, remote_sql::encode_database_change(name, kind)).await;
+        let reply = remote_sql::decode_database_change(reply)?;
         let mut applied = self.inner.machine.applied_index();
         super::read_index::wait_applied(&mut applied, reply.index, self.inner.patience())
             .await
@@ -108,7 +101,7 @@ impl CallHandler for DatabasesHandler {
     fn call(&self, payload: Bytes) -> BoxFuture<'static, Result<Bytes, Bytes>> {
         let node = self.node.clone();
         Box::pin(async move {
-            let fail = crate::client::remote_sql::encode_plain_failure;
+            let fail = remote_sql::encode_plain_failure;
             let rejected = |text: String| fail(WriteError::Rejected(text));
             let node = node.upgrade().ok_or_else(|| rejected("the node stops".into()))?;
             let change = proto::DatabaseChange::decode(payload).map_err(|error| rejected(error.to_string()))?;

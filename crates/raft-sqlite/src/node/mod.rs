@@ -6,6 +6,7 @@
 //! - `proposer`: sealed groups to Raft;
 //! - `read_index`: linearizable reads;
 //! - `peer_service`: what peers ask of this node;
+//! - `client_service`: what programs ask of it that are no members;
 //! - `membership`: adding, removing, promoting members;
 //! - `databases`: making and dropping databases;
 //! - `checkpointer`: when a checkpoint is due.
@@ -13,6 +14,7 @@
 mod admission;
 mod calls;
 mod checkpointer;
+mod client_service;
 mod databases;
 mod identity;
 mod leadership;
@@ -40,7 +42,7 @@ use identity::Identity;
 use read_index::{Confirmed, ReadIndex, wait_applied};
 
 use crate::NodeId;
-use crate::client::Database;
+use crate::client::LocalDatabase;
 use crate::config::NodeConfig;
 use crate::consensus::types::{Raft, term_of};
 use crate::database::replica::ReplicaStatistics;
@@ -129,6 +131,8 @@ pub(crate) struct NodeInner {
     takes_part: std::sync::atomic::AtomicBool,
     /// Why this node must not take part.
     refused: std::sync::OnceLock<String>,
+    /// Results that are being streamed: each has a thread and a connection.
+    pub(crate) streams: Arc<tokio::sync::Semaphore>,
     tasks: parking_lot::Mutex<Vec<tokio::task::JoinHandle<()>>>,
     stop: watch::Sender<bool>,
 }
@@ -217,7 +221,7 @@ impl NodeInner {
 }
 
 /// Whether a call provably did not reach the peer's handler: no connection, or refused for its identity.
-fn never_sent(status: &tonic::Status) -> bool {
+pub(crate) fn never_sent(status: &tonic::Status) -> bool {
     if status.code() == tonic::Code::FailedPrecondition {
         return true;
     }
@@ -348,8 +352,8 @@ impl Node {
     }
 
     /// A handle to a database; it need not exist yet: the first write makes it.
-    pub fn database(&self, name: &str) -> Database {
-        Database::new(self.clone(), name)
+    pub fn database(&self, name: &str) -> LocalDatabase {
+        LocalDatabase::new(self.clone(), name)
     }
 
     /// Names of the databases at this node's applied index.

@@ -15,6 +15,7 @@ use tonic::transport::Server;
 
 use super::admission::{self, Asker, Verdict};
 use super::calls::{CallHandler, Handlers};
+use super::client_service::ClientService;
 use super::databases::{self, DatabasesHandler};
 use super::identity::Identity;
 use super::leadership::{self, Leadership};
@@ -50,6 +51,8 @@ use crate::state_machine::{Machine, MachineSetup};
 
 /// Newest log entries kept in memory, in bytes: what followers that keep up are sent from.
 const LOG_CACHE_BYTES: usize = 2 * 1024 * 1024;
+/// Most results streamed at once.
+const MAX_STREAMS: usize = 64;
 /// How long a node that joins waits for some contact to answer.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -245,6 +248,7 @@ impl NodeBuilder {
                 contact: contact.clone(),
                 takes_part: AtomicBool::new(has_log),
                 refused: OnceLock::new(),
+                streams: Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS)),
                 tasks: parking_lot::Mutex::default(),
                 stop,
                 config,
@@ -396,7 +400,8 @@ fn serve_peers(
     let router = Server::builder()
         .initial_stream_window_size(8 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
-        .add_service(service);
+        .add_service(service)
+        .add_service(ClientService::server(node));
     let connections = listener::encrypted(connections, node.channels.tls().clone());
     async move {
         // Connections are tasks of their own: this is what ends them. Left open, a peer would go on talking to a node that has stopped

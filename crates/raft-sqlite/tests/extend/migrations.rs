@@ -17,7 +17,7 @@ fn list(count: u32) -> Vec<Migration> {
 }
 
 async fn one(database: &Database, sql: &str) -> Value {
-    database.query(sql, ReadConsistency::Local).await.unwrap().rows[0][0].clone()
+    database.query(sql, ReadConsistency::Local).await.unwrap()[0][0].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

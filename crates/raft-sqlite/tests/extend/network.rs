@@ -111,7 +111,7 @@ async fn works(nodes: &[Node], round: i64) {
     let count = Statement::new("SELECT count(*) FROM t WHERE k / 10 = ?").bind(round);
     for node in nodes {
         let rows = node.database("app").query(count.clone(), ReadConsistency::Linearizable).await.unwrap();
-        assert_eq!(rows.rows[0][0], Value::Integer(nodes.len() as i64));
+        assert_eq!(rows[0][0], Value::Integer(nodes.len() as i64));
     }
 }
 

@@ -35,7 +35,7 @@ async fn start() -> Nodes {
 }
 
 async fn one(database: &Database, sql: &str) -> Value {
-    database.query(sql, ReadConsistency::Linearizable).await.unwrap().rows[0][0].clone()
+    database.query(sql, ReadConsistency::Linearizable).await.unwrap()[0][0].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

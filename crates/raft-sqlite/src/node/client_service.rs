@@ -1,0 +1,157 @@
+//! Answers programs that are no members, on the addresses for peers: what a node's own handle does, from afar.
+
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+
+use futures_util::{Stream, StreamExt as _};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Node, NodeInner, databases};
+use crate::client::stream::Part;
+use crate::client::{ReadConsistency, migrate, remote_sql};
+use crate::error::{CallError, ReadError};
+use crate::network::client_proto::client_call_reply::Outcome;
+use crate::network::client_proto::client_server::Client;
+use crate::network::client_proto::query_failure::Kind;
+use crate::network::client_proto::query_reply;
+use crate::network::client_proto::query_request::Consistency;
+use crate::network::client_proto::{self as wire};
+use crate::network::{CLIENT_PROTOCOL_VERSION, proto};
+use crate::page::Version;
+
+/// The handlers that a program may call; others are the members' own.
+const HANDLERS: [&str; 3] = [remote_sql::HANDLER, databases::HANDLER, migrate::HANDLER];
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct ClientService {
+    node: Weak<NodeInner>,
+}
+
+impl ClientService {
+    pub fn new(node: Weak<NodeInner>) -> Self {
+        Self { node }
+    }
+
+    fn node(&self) -> Result<Node, Status> {
+        let inner = self.node.upgrade().ok_or_else(|| Status::unavailable("this member is stopping"))?;
+        Ok(Node { inner })
+    }
+
+    fn node_of(&self, cluster_id: u64) -> Result<Node, Status> {
+        let node = self.node()?;
+        match node.cluster_id() {
+            own if own == cluster_id => Ok(node),
+            own => Err(Status::failed_precondition(format!(
+                "wrong cluster: the program was connected to {cluster_id:016x}, this member belongs to {own:016x}"
+            ))),
+        }
+    }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<wire::QueryReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Client for ClientService {
+    type QueryStream = Replies;
+
+    async fn cluster(&self, request: Request<wire::ClusterRequest>) -> Result<Response<wire::ClusterReply>, Status> {
+        let node = self.node()?;
+        let version = request.into_inner().protocol_version;
+        if version != CLIENT_PROTOCOL_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "the program speaks version {version} of the client protocol, this member (raft-sqlite {}) {CLIENT_PROTOCOL_VERSION}: use versions that understand each other",
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+        let members = node.members().into_iter().map(|member| wire::ClusterMember {
+            id: member.id.0,
+            name: member.name,
+            peer_urls: member.peer_urls,
+        });
+        Ok(Response::new(wire::ClusterReply {
+            cluster_id: node.cluster_id(),
+            leader: node.inner.leadership.borrow().leader.map_or(0, |leader| leader.0),
+            members: members.collect(),
+            node_id: node.id().0,
+        }))
+    }
+
+    async fn call(&self, request: Request<wire::ClientCallRequest>) -> Result<Response<wire::ClientCallReply>, Status> {
+        let request = request.into_inner();
+        let node = self.node_of(request.cluster_id)?;
+        if !HANDLERS.contains(&request.handler.as_str()) {
+            return Err(Status::failed_precondition(format!("programs have no call {:?}", request.handler)));
+        }
+        let outcome = match node.call_leader(&request.handler, request.payload).await {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(CallError::Handler(error)) => Outcome::Error(error),
+            Err(CallError::NoLeader) => Outcome::NoLeader(true),
+            Err(CallError::NotSent(why)) => Outcome::NotSent(why),
+            Err(CallError::OutcomeUnknown(why)) => Outcome::Unknown(why),
+        };
+        Ok(Response::new(wire::ClientCallReply { outcome: Some(outcome) }))
+    }
+
+    async fn query(&self, request: Request<wire::QueryRequest>) -> Result<Response<Replies>, Status> {
+        let request = request.into_inner();
+        let node = self.node_of(request.cluster_id)?;
+        let consistency = match Consistency::try_from(request.consistency) {
+            Ok(Consistency::Linearizable) => ReadConsistency::Linearizable,
+            Ok(Consistency::Local) => ReadConsistency::Local,
+            Ok(Consistency::AtLeast) => ReadConsistency::AtLeast(Version(request.version)),
+            Err(_) => return Err(Status::failed_precondition("an unknown consistency: upgrade this member")),
+        };
+        let statement = request.statement.ok_or_else(|| Status::invalid_argument("a query without a statement"))?;
+        let replies: Replies = match node.query_parts(&request.database, statement, consistency).await {
+            Ok(parts) => Box::pin(ReceiverStream::new(parts).map(|part| Ok(to_wire(part)))),
+            Err(error) => Box::pin(futures_util::stream::iter([Ok(to_wire(Err(error)))])),
+        };
+        Ok(Response::new(replies))
+    }
+}
+
+fn to_wire(part: Result<Part, ReadError>) -> wire::QueryReply {
+    let part = match part {
+        Ok(Part::Head(columns)) => query_reply::Part::Head(wire::QueryHead { columns }),
+        Ok(Part::Rows(rows)) => {
+            let row =
+                |values: Vec<_>| proto::SqlRow { values: values.iter().map(remote_sql::to_proto_value).collect() };
+            query_reply::Part::Rows(wire::QueryRows { rows: rows.into_iter().map(row).collect() })
+        }
+        Err(error) => query_reply::Part::Failure(failure(error)),
+    };
+    wire::QueryReply { part: Some(part) }
+}
+
+fn failure(error: ReadError) -> wire::QueryFailure {
+    let (kind, message) = match &error {
+        ReadError::NoLeader(why) => (Kind::NoLeader, why.clone()),
+        ReadError::Timeout(why) => (Kind::Timeout, why.clone()),
+        ReadError::NoSuchDatabase(name) => (Kind::NoSuchDatabase, name.clone()),
+        ReadError::Overloaded => (Kind::Overloaded, String::new()),
+        ReadError::TooOld { .. } => (Kind::TooOld, String::new()),
+        ReadError::Sql(error) => (Kind::Sql, error.to_string()),
+        ReadError::Prepare(_) | ReadError::Row(_) => (Kind::Sql, error.to_string()),
+        ReadError::Fatal(why) => (Kind::Fatal, why.clone()),
+    };
+    let extended_code = match &error {
+        ReadError::Sql(error) => error.sqlite_error().map_or(1, |error| error.extended_code),
+        _ => 1,
+    };
+    let max_age_seconds = match &error {
+        ReadError::TooOld { max_age } => max_age.as_secs(),
+        _ => 0,
+    };
+    wire::QueryFailure { kind: kind.into(), message, extended_code, max_age_seconds }
+}
+
+impl ClientService {
+    /// The server's end, with the limits of peers.
+    pub fn server(node: &Arc<NodeInner>) -> wire::client_server::ClientServer<Self> {
+        wire::client_server::ClientServer::new(Self::new(Arc::downgrade(node)))
+            .max_decoding_message_size(crate::network::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(crate::network::MAX_MESSAGE_BYTES)
+    }
+}
