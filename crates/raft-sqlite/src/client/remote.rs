@@ -103,6 +103,7 @@ impl ClientBuilder {
             stale: Notify::new(),
         });
         for address in &inner.given {
+            crate::config::host_and_port(address).map_err(ConnectError::Configuration)?;
             inner.client(address).map_err(ConnectError::Configuration)?;
         }
         let deadline = Instant::now() + inner.patience;
