@@ -254,6 +254,16 @@ async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     cluster.restart(away).await;
     assert_eq!(count(cluster.node(away), ReadConsistency::Linearizable).await, 400);
     cluster.wait_equal().await;
+    // Both ends have counted it; the sender hears of its end a moment later than the receiver.
+    let counted = |node: &Node, name: &str| node.metrics().get(name).and_then(|family| family.value()).unwrap();
+    assert_eq!(counted(cluster.node(away), "raft_sqlite_snapshots_received_total"), 1.0);
+    assert!(counted(cluster.node(away), "raft_sqlite_snapshot_received_bytes_total") > 10_000.0);
+    let start = Instant::now();
+    while counted(cluster.node(leader), "raft_sqlite_snapshots_sent_total") < 1.0 {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(counted(cluster.node(leader), "raft_sqlite_snapshot_sent_bytes_total") > 10_000.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

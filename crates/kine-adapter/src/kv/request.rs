@@ -222,9 +222,8 @@ mod tests {
             assert_eq!(request.encode().as_ref(), golden);
             assert_eq!(Write::decode(Bytes::copy_from_slice(golden)), Ok(request));
         }
-        let answer = Written::Revoke(LeaseRevokeResponse {
-            header: Some(ResponseHeader { revision: 7, ..Default::default() }),
-        });
+        let answer =
+            Written::Revoke(LeaseRevokeResponse { header: Some(ResponseHeader { revision: 7, ..Default::default() }) });
         assert_eq!(answer.encode(Version(0x0102)).as_ref(), [2, 1, 0, 0, 0, 0, 0, 0, 0x0a, 2, 0x18, 7]);
     }
 

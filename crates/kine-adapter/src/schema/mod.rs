@@ -105,7 +105,9 @@ pub enum SchemaError {
     #[error("{0}")]
     Sql(#[from] rusqlite::Error),
     /// Written by a newer version of this program.
-    #[error("the tables have layout {0}, this program knows them up to {LAYOUT}: use the version that made them, or a newer one")]
+    #[error(
+        "the tables have layout {0}, this program knows them up to {LAYOUT}: use the version that made them, or a newer one"
+    )]
     Newer(i64),
     /// They contradict themselves.
     #[error("the tables are damaged: {0}")]
