@@ -250,7 +250,14 @@ async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     for key in 1..=400 {
         insert(cluster.node(leader), key).await;
     }
-    // Checkpoints every 50 entries, 20 entries kept: the log no longer reaches back.
+    // Checkpoints every 50 entries, 20 entries kept: once one is made, the log no longer reaches back.
+    let start = Instant::now();
+    for node in cluster.running() {
+        while node.log_statistics().entries > 300 {
+            assert!(start.elapsed() < PATIENCE, "the log is not purged");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     cluster.restart(away).await;
     assert_eq!(count(cluster.node(away), ReadConsistency::Linearizable).await, 400);
     cluster.wait_equal().await;
