@@ -130,21 +130,26 @@ pub enum ReadError {
     /// The program's own preparation of the connection failed.
     #[error(transparent)]
     Prepare(#[from] crate::database::prepare::PrepareError),
+    /// The closure panicked.
+    #[error("the closure of the read panicked")]
+    Panicked,
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),
 }
 
 impl ReadError {
-    /// Whether the same read may go through later (`Retryable`) or will fail again (`Rejected`).
+    /// What became of the call: reads have no effect, so only whether the same one may go through.
     pub fn class(&self) -> ErrorClass {
         match self {
             ReadError::NoLeader(_) | ReadError::Timeout(_) | ReadError::Overloaded | ReadError::TooOld { .. } => {
                 ErrorClass::Retryable
             }
-            ReadError::NoSuchDatabase(_) | ReadError::Sql(_) | ReadError::Row(_) | ReadError::Prepare(_) => {
-                ErrorClass::Rejected
-            }
+            ReadError::NoSuchDatabase(_)
+            | ReadError::Sql(_)
+            | ReadError::Row(_)
+            | ReadError::Prepare(_)
+            | ReadError::Panicked => ErrorClass::Rejected,
             ReadError::Fatal(_) => ErrorClass::Fatal,
         }
     }

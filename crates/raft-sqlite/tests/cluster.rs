@@ -250,10 +250,27 @@ async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     for key in 1..=400 {
         insert(cluster.node(leader), key).await;
     }
-    // Checkpoints every 50 entries, 20 entries kept: the log no longer reaches back.
+    // Checkpoints every 50 entries, 20 entries kept: once one is made, the log no longer reaches back.
+    let start = Instant::now();
+    for node in cluster.running() {
+        while node.log_statistics().entries > 300 {
+            assert!(start.elapsed() < PATIENCE, "the log is not purged");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
     cluster.restart(away).await;
     assert_eq!(count(cluster.node(away), ReadConsistency::Linearizable).await, 400);
     cluster.wait_equal().await;
+    // Both ends have counted it; the sender hears of its end a moment later than the receiver.
+    let counted = |node: &Node, name: &str| node.metrics().get(name).and_then(|family| family.value()).unwrap();
+    assert_eq!(counted(cluster.node(away), "raft_sqlite_snapshots_received_total"), 1.0);
+    assert!(counted(cluster.node(away), "raft_sqlite_snapshot_received_bytes_total") > 10_000.0);
+    let start = Instant::now();
+    while counted(cluster.node(leader), "raft_sqlite_snapshots_sent_total") < 1.0 {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(counted(cluster.node(leader), "raft_sqlite_snapshot_sent_bytes_total") > 10_000.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,25 @@
 //! Every example runs to its end.
 
 #[test]
+fn metrics() {
+    let text = run("metrics");
+    assert!(text.contains("raft_sqlite_log_fsync_duration_seconds_count"), "{text}");
+}
+
+#[test]
 fn embedded() {
-    let test = std::env::current_exe().expect("a test has a path");
-    // target/PROFILE/deps/TEST -> target/PROFILE/examples/embedded, which cargo builds with the tests.
-    let profile = test.parent().and_then(|deps| deps.parent()).expect("a test lies in target/PROFILE/deps");
-    let example = profile.join("examples/embedded");
-    let output = std::process::Command::new(&example).output().expect("the example is built with the tests");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let text = run("embedded");
     assert!(text.contains("is a plain SQLite file with 3 words"), "{text}");
+}
+
+/// What an example prints.
+fn run(name: &str) -> String {
+    let test = std::env::current_exe().expect("a test has a path");
+    // target/PROFILE/deps/TEST -> target/PROFILE/examples/NAME, which cargo builds with the tests.
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("a test lies in target/PROFILE/deps");
+    let example = profile.join("examples").join(name);
+    let output = std::process::Command::new(&example).output().expect("the example is built with the tests");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
 }

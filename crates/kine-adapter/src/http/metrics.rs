@@ -6,6 +6,16 @@ use raft_sqlite::Role;
 
 use crate::rpc::Services;
 
+/// What etcd has under a name of its own, with the same meaning.
+const RENAMED: &[(&str, &str)] = &[
+    ("raft_sqlite_log_fsync_duration_seconds", "etcd_disk_wal_fsync_duration_seconds"),
+    ("raft_sqlite_log_written_bytes_total", "etcd_disk_wal_write_bytes_total"),
+    ("raft_sqlite_checkpoint_duration_seconds", "etcd_disk_backend_commit_duration_seconds"),
+    ("raft_sqlite_apply_duration_seconds", "etcd_server_apply_duration_seconds"),
+    ("raft_sqlite_proposals_pending", "etcd_server_proposals_pending"),
+    ("raft_sqlite_proposals_failed_total", "etcd_server_proposals_failed_total"),
+];
+
 /// Everything in the text format of Prometheus.
 pub(super) fn render(services: &Services) -> String {
     let node = services.store.node();
@@ -40,5 +50,12 @@ pub(super) fn render(services: &Services) -> String {
     let version = &services.options.etcd_version;
     let _ = writeln!(out, "# TYPE etcd_server_version gauge\netcd_server_version{{server_version=\"{version}\"}} 1");
     out.push_str(&services.metrics.render());
+    let own = node.metrics();
+    for (ours, etcds) in RENAMED {
+        if let Some(family) = own.get(ours) {
+            let _ = write!(out, "{}", family.renamed(etcds));
+        }
+    }
+    let _ = write!(out, "{own}");
     out
 }

@@ -62,6 +62,7 @@ pub(super) fn of_read(error: ReadError) -> KvError {
         | ReadError::TooOld { .. }
         | ReadError::Sql(_)
         | ReadError::Prepare(_)
+        | ReadError::Panicked
         | ReadError::Fatal(_)) => KvError::Internal(other.to_string()),
     }
 }

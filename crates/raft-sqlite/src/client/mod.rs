@@ -10,6 +10,7 @@ mod statement;
 pub(crate) mod stream;
 
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -265,25 +266,38 @@ impl LocalDatabase {
             inner.machine.database(&self.name).ok_or_else(|| ReadError::NoSuchDatabase(self.name.to_string()))?;
         let (sender, receiver) = oneshot::channel();
         let read: Read = Box::new(move |opened| {
-            let value = opened.map(|(connection, version)| closure(connection, version));
+            let run = |(connection, version)| catch_unwind(AssertUnwindSafe(|| closure(connection, version)));
+            let value = match opened.map(run) {
+                Ok(Ok(value)) => Ok(value),
+                Err(error) => Err(error),
+                Ok(Err(panic)) => {
+                    let _ = sender.send(Err(None));
+                    // The thread gives up the connection.
+                    resume_unwind(panic);
+                }
+            };
             Box::new(move |ended| {
                 // What the closure gives may be an error that only says that a page could not be read.
                 let answer = match ended {
                     Err(error @ DatabaseError::ReaderTooOld { .. }) => Err(error),
                     _ => value,
                 };
-                let _ = sender.send(answer);
+                let _ = sender.send(answer.map_err(Some));
             })
         });
         if !inner.machine.readers().submit(state.replica.clone(), read) {
-            return Err(ReadError::Overloaded);
+            return Err(match inner.machine.readers().is_stopped() {
+                true => ReadError::Fatal("it was shut down".into()),
+                false => ReadError::Overloaded,
+            });
         }
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(DatabaseError::ReaderTooOld { max_age })) => Err(ReadError::TooOld { max_age }),
-            Ok(Err(DatabaseError::Prepare(error))) => Err(ReadError::Prepare(error)),
-            Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
-            Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
+            Ok(Err(None)) => Err(ReadError::Panicked),
+            Ok(Err(Some(DatabaseError::ReaderTooOld { max_age }))) => Err(ReadError::TooOld { max_age }),
+            Ok(Err(Some(DatabaseError::Prepare(error)))) => Err(ReadError::Prepare(error)),
+            Ok(Err(Some(error))) => Err(ReadError::Fatal(error.to_string())),
+            Err(_) => Err(ReadError::Fatal("it stops".into())),
         }
     }
 

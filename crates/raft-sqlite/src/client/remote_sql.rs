@@ -54,6 +54,10 @@ fn parameter(value: Option<&proto::SqlValue>) -> ToSqlOutput<'_> {
     })
 }
 
+fn wrong_count(prepared: &rusqlite::Statement<'_>, statement: &proto::SqlStatement) -> rusqlite::Error {
+    rusqlite::Error::InvalidParameterCount(statement.parameters.len(), prepared.parameter_count())
+}
+
 /// What one statement gave.
 pub(super) struct StatementResult {
     pub rows: Rows,
@@ -71,6 +75,16 @@ pub(super) fn run_statement(
 }
 
 fn try_statement(connection: &Connection, statement: &proto::SqlStatement) -> Result<StatementResult, rusqlite::Error> {
+    if without_leading_comments(&statement.sql).trim_start_matches(|c: char| c == ';' || c.is_whitespace()).is_empty() {
+        return match statement.parameters.len() {
+            0 => Ok(StatementResult {
+                rows: Rows::default(),
+                rows_affected: 0,
+                last_insert_rowid: connection.last_insert_rowid(),
+            }),
+            given => Err(rusqlite::Error::InvalidParameterCount(given, 0)),
+        };
+    }
     let before = connection.total_changes();
     if statement.script {
         return run_script(connection, &statement.sql, before);
@@ -112,6 +126,7 @@ pub(super) fn bind(
         return Err(rusqlite::Error::ToSqlConversionFailure(statement.refused.clone().into()));
     }
     let mut position = 0;
+    let mut missing: std::collections::BTreeSet<usize> = (1..=prepared.parameter_count()).collect();
     for given in &statement.parameters {
         let index = match given.name.as_str() {
             "" => {
@@ -122,7 +137,15 @@ pub(super) fn bind(
                 prepared.parameter_index(name)?.ok_or_else(|| rusqlite::Error::InvalidParameterName(name.to_owned()))?
             }
         };
+        if index > prepared.parameter_count() {
+            return Err(wrong_count(prepared, statement));
+        }
         prepared.raw_bind_parameter(index, parameter(given.value.as_ref()))?;
+        missing.remove(&index);
+    }
+    // SQLite takes NULL for what is not given: a mistake that nobody would notice.
+    if !missing.is_empty() {
+        return Err(wrong_count(prepared, statement));
     }
     Ok(())
 }

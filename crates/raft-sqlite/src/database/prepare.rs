@@ -3,7 +3,7 @@
 //! It is run for each connection this node opens, before anybody uses it: the writer's (again whenever that is opened anew) and the
 //! readers'. It gets the connection by shared reference and with everything in place that the library rests on: the authorizer, the
 //! commit and rollback hooks and the progress of the WAL can only be replaced through `&mut Connection`, PRAGMAs such as journal_mode
-//! are refused as everywhere, and the writer's database is read-only until the preparation has ended (INV-WRITER-COMMITS: what it
+//! are refused as everywhere, and the writer's database is read-only until the preparation has ended (INV-PREPARED-READ-ONLY: what it
 //! would write belongs to no caller).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

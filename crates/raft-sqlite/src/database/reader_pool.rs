@@ -61,6 +61,11 @@ impl ReaderPool {
         )
     }
 
+    /// No read is taken any more.
+    pub fn is_stopped(&self) -> bool {
+        self.requests.lock().is_none()
+    }
+
     /// Reads that wait for a thread.
     pub fn queued(&self) -> usize {
         self.requests.lock().as_ref().map_or(0, Sender::len)

@@ -133,7 +133,7 @@ fn failure(error: ReadError) -> wire::QueryFailure {
         ReadError::Overloaded => (Kind::Overloaded, String::new()),
         ReadError::TooOld { .. } => (Kind::TooOld, String::new()),
         ReadError::Sql(error) => (Kind::Sql, error.to_string()),
-        ReadError::Prepare(_) | ReadError::Row(_) => (Kind::Sql, error.to_string()),
+        ReadError::Prepare(_) | ReadError::Row(_) | ReadError::Panicked => (Kind::Sql, error.to_string()),
         ReadError::Fatal(why) => (Kind::Fatal, why.clone()),
     };
     let extended_code = match &error {

@@ -148,7 +148,7 @@ async fn metrics_tell_what_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_and_an_election_are_counted() {
+async fn elections_are_counted() {
     let nodes = Nodes::start(4096).await;
     let old = nodes.leader().await;
     let changes = value(&old.metrics(), "raft_sqlite_leader_changes_total");
