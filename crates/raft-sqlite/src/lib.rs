@@ -42,7 +42,9 @@ pub use database::DatabaseError;
 pub use database::job::WriteContext;
 pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, WriteError};
 pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
-pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
+pub use node::{
+    CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role, SnapshotStatistics,
+};
 pub use page::Version;
 pub use rusqlite;
 pub use state_machine::observer::ApplyObserver;

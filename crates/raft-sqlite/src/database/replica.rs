@@ -449,6 +449,18 @@ impl PinnedVersion {
         self.pin.page_count().unwrap_or(0)
     }
 
+    /// Copies a page of this version, of which `image` has the size; zeros if it was never written.
+    pub fn copy_page(&self, number: PageNumber, image: &mut [u8]) -> Result<(), DatabaseError> {
+        match self.pin.copy(number, 0, image) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                image.fill(0);
+                Ok(())
+            }
+            Err(error) => Err(page_error(error, Path::new("a pinned version"))),
+        }
+    }
+
     /// A page of this version; zeros if it was never written.
     pub fn read_page(&self, number: PageNumber) -> Result<Arc<Page>, DatabaseError> {
         match self.pin.page(number) {

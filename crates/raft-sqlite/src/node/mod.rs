@@ -5,7 +5,7 @@
 //! - `leadership`: opens the writers when this node leads, closes them when it does not;
 //! - `proposer`: sealed groups to Raft;
 //! - `read_index`: linearizable reads;
-//! - `peer_service`: what peers ask of this node;
+//! - `peer_service`: what peers ask of this node; `snapshot_service`: a snapshot from the leader;
 //! - `membership`: adding, removing, promoting members;
 //! - `checkpointer`: when a checkpoint is due.
 
@@ -18,6 +18,7 @@ mod membership;
 mod peer_service;
 mod proposer;
 mod read_index;
+mod snapshot_service;
 mod start;
 
 use std::sync::Arc;
@@ -110,6 +111,19 @@ pub struct DatabaseStatistics {
     pub oldest_reader: Option<Duration>,
 }
 
+/// What a node has sent of snapshots to members that the log no longer reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotStatistics {
+    /// Snapshots that a member has received.
+    pub completed: u64,
+    /// Bytes sent: pages, compressed, hashes and PageSets.
+    pub sent_bytes: u64,
+    /// Pages sent.
+    pub sent_pages: u64,
+    /// Pages hashed to find out whether they have to be sent.
+    pub compared_pages: u64,
+}
+
 pub(crate) struct NodeInner {
     pub(crate) config: NodeConfig,
     pub(crate) identity: Identity,
@@ -122,6 +136,7 @@ pub(crate) struct NodeInner {
     pub(crate) read_index: ReadIndex,
     pub(crate) leadership: watch::Receiver<Leadership>,
     contact: Arc<leadership::Contact>,
+    receiver: snapshot_service::Receiver,
     /// Peers are answered; false: it is not known yet whether this node may vote.
     takes_part: std::sync::atomic::AtomicBool,
     /// Why this node must not take part.
@@ -335,6 +350,18 @@ impl Node {
             memory_bytes: memory_bytes as u64,
             oldest_reader,
         })
+    }
+
+    /// What this node has sent of snapshots since it started.
+    pub fn snapshot_statistics(&self) -> SnapshotStatistics {
+        let counters = self.inner.machine.send_counters();
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        SnapshotStatistics {
+            completed: read(&counters.completed),
+            sent_bytes: read(&counters.sent_bytes),
+            sent_pages: read(&counters.sent_pages),
+            compared_pages: read(&counters.compared_pages),
+        }
     }
 
     /// Figures about the Raft log on this node.

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use catalog::Catalog;
 use command::Command;
 use observer::ApplyObserver;
+use snapshot::SendCounters;
 
 use crate::database::DatabaseError;
 use crate::database::job::Job;
@@ -105,6 +106,7 @@ struct Inner {
     files: tokio::sync::Mutex<()>,
     /// Why this node serves no more, if so.
     broken: Mutex<Option<String>>,
+    send_counters: Arc<SendCounters>,
 }
 
 /// The state machine of this node; clones share it.
@@ -128,6 +130,7 @@ impl Machine {
                 checkpointed: Arc::new(AtomicU64::new(checkpointed)),
                 files: tokio::sync::Mutex::new(()),
                 broken: Mutex::new(None),
+                send_counters: Arc::default(),
                 setup,
             }),
         };
@@ -212,6 +215,11 @@ impl Machine {
     /// Why this node serves no more, if so.
     pub fn broken(&self) -> Option<String> {
         self.inner.broken.lock().clone()
+    }
+
+    /// What was sent of snapshots.
+    pub fn send_counters(&self) -> &Arc<SendCounters> {
+        &self.inner.send_counters
     }
 
     /// Readers of all databases.
