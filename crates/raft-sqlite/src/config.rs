@@ -82,6 +82,9 @@ pub struct NodeConfig {
     pub snapshot_log_bytes: u64,
     /// A read transaction that lasts longer ends with an error; 600 s.
     pub max_reader_age: Duration,
+    /// Page images that stay in memory for read transactions on older versions, in bytes a database; 256 MiB. Beyond it those on the oldest
+    /// version end with an error.
+    pub max_reader_bytes: u64,
     /// Reader threads; 0 = one per processor, at most 4.
     pub reader_threads: usize,
     /// What the log's sync promises; full: an acknowledged write survives the loss of power on a majority.
@@ -111,6 +114,7 @@ impl NodeConfig {
             log_entries_to_keep: 5_000,
             snapshot_log_bytes: 4 * 1024 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
+            max_reader_bytes: 256 * 1024 * 1024,
             reader_threads: 0,
             log_sync: SyncMode::default(),
             peer_tls: None,

@@ -106,6 +106,15 @@ pub enum ReadError {
         /// The bound.
         max_age: std::time::Duration,
     },
+    /// The page images it needs, with those of readers as old, took more memory than they may, and are gone. Read again, in shorter
+    /// transactions.
+    #[error(
+        "the read has held its version while more than {max_bytes} bytes of pages changed: split it into shorter ones, or raise max_reader_bytes"
+    )]
+    HoldsTooMuch {
+        /// The bound, in bytes of page images that readers of one database keep.
+        max_bytes: u64,
+    },
     /// SQLite's own error.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),

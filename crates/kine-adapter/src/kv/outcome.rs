@@ -58,8 +58,10 @@ pub(super) fn of_read(error: ReadError) -> KvError {
         ReadError::NoLeader(_) => KvError::NoLeader,
         ReadError::Timeout(_) => KvError::Timeout,
         ReadError::Overloaded => KvError::TooManyRequests,
-        other @ (ReadError::NoSuchDatabase(_) | ReadError::TooOld { .. } | ReadError::Sql(_) | ReadError::Fatal(_)) => {
-            KvError::Internal(other.to_string())
-        }
+        other @ (ReadError::NoSuchDatabase(_)
+        | ReadError::TooOld { .. }
+        | ReadError::HoldsTooMuch { .. }
+        | ReadError::Sql(_)
+        | ReadError::Fatal(_)) => KvError::Internal(other.to_string()),
     }
 }

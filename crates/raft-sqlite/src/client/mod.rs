@@ -154,7 +154,9 @@ impl Database {
             Box::new(move |ended| {
                 // What the closure gives may be an error that only says that a page could not be read.
                 let answer = match ended {
-                    Err(error @ DatabaseError::ReaderTooOld { .. }) => Err(error),
+                    Err(error @ (DatabaseError::ReaderTooOld { .. } | DatabaseError::ReaderHoldsTooMuch { .. })) => {
+                        Err(error)
+                    }
                     _ => value,
                 };
                 let _ = sender.send(answer);
@@ -166,6 +168,7 @@ impl Database {
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(DatabaseError::ReaderTooOld { max_age })) => Err(ReadError::TooOld { max_age }),
+            Ok(Err(DatabaseError::ReaderHoldsTooMuch { max_bytes })) => Err(ReadError::HoldsTooMuch { max_bytes }),
             Ok(Err(error)) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("the read panicked or the node stops".into())),
         }

@@ -21,7 +21,7 @@ use super::{DatabaseError, Reader, Writer};
 use crate::error::ErrorClass;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, SystemDisk};
-use crate::page::store::{PageStore, Pin};
+use crate::page::store::{PageStore, Pin, PinBounds};
 use crate::page::{FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page};
 use crate::vfs::capture::Capture;
 
@@ -37,6 +37,8 @@ pub(crate) struct ReplicaOptions {
     pub max_transaction_bytes: usize,
     /// A reader that holds its version longer than this gets an error.
     pub max_reader_age: Duration,
+    /// What readers keep in memory of page images that are theirs alone, in bytes; beyond it the oldest get an error.
+    pub max_reader_bytes: usize,
     /// Where the files are.
     pub disk: Arc<dyn Disk>,
 }
@@ -47,8 +49,15 @@ impl Default for ReplicaOptions {
             page_size: PageSize::default(),
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
+            max_reader_bytes: 256 * 1024 * 1024,
             disk: Arc::new(SystemDisk),
         }
+    }
+}
+
+impl ReplicaOptions {
+    fn pin_bounds(&self) -> PinBounds {
+        PinBounds { max_age: self.max_reader_age, max_bytes: self.max_reader_bytes }
     }
 }
 
@@ -106,6 +115,8 @@ pub(crate) struct ReplicaStatistics {
     pub page_size: usize,
     /// Bytes of page images in memory, about.
     pub memory_bytes: usize,
+    /// Of these, what only readers of older versions need.
+    pub held_bytes: usize,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
 }
@@ -306,7 +317,7 @@ impl Replica {
             0,
             Version::default(),
             StateHash::default(),
-            self.inner.options.max_reader_age,
+            self.inner.options.pin_bounds(),
         );
         store.put_first_page(&first_page(page_size));
         Arc::new(store)
@@ -390,6 +401,8 @@ impl Replica {
 
     pub fn statistics(&self) -> ReplicaStatistics {
         let store = self.store();
+        // Before there is a pin of our own.
+        let oldest_reader = store.oldest_pin_age();
         let pin = store.pin();
         let mut free = [0; 4];
         let _ = pin.copy(PageNumber(1), FREE_PAGES_AT, &mut free);
@@ -400,7 +413,8 @@ impl Replica {
             free_pages: be32(&free, 0),
             page_size: store.page_size().bytes(),
             memory_bytes: store.memory_bytes(),
-            oldest_reader: store.oldest_pin_age(),
+            held_bytes: store.held_bytes(),
+            oldest_reader,
         }
     }
 
@@ -422,7 +436,7 @@ fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> io::Result<Page
     let page_size = recovered.page_size.unwrap_or(options.page_size);
     let (version, hash) = recovered.mark.map_or_else(Default::default, |mark| (mark.version, mark.state_hash));
     let store =
-        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.max_reader_age);
+        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.pin_bounds());
     if recovered.page_count == 0 {
         store.put_first_page(&first_page(page_size));
     } else {

@@ -107,6 +107,8 @@ pub struct DatabaseStatistics {
     pub in_use_bytes: u64,
     /// Page images held in memory, in bytes.
     pub memory_bytes: u64,
+    /// Of these, what only readers of older versions need, in bytes.
+    pub held_bytes: u64,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
 }
@@ -339,8 +341,16 @@ impl Node {
     /// Figures about a database on this node; None: it has no such database.
     pub fn database_statistics(&self, name: &str) -> Option<DatabaseStatistics> {
         let state = self.inner.machine.database(name)?;
-        let ReplicaStatistics { version, state_hash, page_count, free_pages, page_size, memory_bytes, oldest_reader } =
-            state.replica.statistics();
+        let ReplicaStatistics {
+            version,
+            state_hash,
+            page_count,
+            free_pages,
+            memory_bytes,
+            held_bytes,
+            oldest_reader,
+            page_size,
+        } = state.replica.statistics();
         let page_size = page_size as u64;
         Some(DatabaseStatistics {
             version: version.0,
@@ -348,6 +358,7 @@ impl Node {
             size_bytes: u64::from(page_count) * page_size,
             in_use_bytes: u64::from(page_count.saturating_sub(free_pages)) * page_size,
             memory_bytes: memory_bytes as u64,
+            held_bytes: held_bytes as u64,
             oldest_reader,
         })
     }

@@ -211,6 +211,7 @@ fn open_machine(
         page_size,
         max_transaction_bytes: config.max_transaction_bytes as usize,
         max_reader_age: config.max_reader_age,
+        max_reader_bytes: config.max_reader_bytes as usize,
         ..ReplicaOptions::default()
     };
     Ok(Machine::open(MachineSetup {

@@ -5,7 +5,7 @@
 //! copy   each page as it is committed when its turn comes: the copy is of no single version
 //! redo   the PageSets committed since the copy began, from the log: now it is the database at the snapshot's version
 //! ```
-//! PageSets hold absolute bytes. So laying all of them, from the first after the copy's beginning to the last before the snapshot, over
+//! INV-REDO-ABSOLUTE: PageSets hold absolute bytes. So laying all of them, from the first after the copy's beginning to the last before the snapshot, over
 //! pages that were read anywhere in between gives what they give over the pages of the beginning. The state hash proves it.
 //!
 //! openraft fixes a snapshot's position before it is sent. If nothing was written during the copy, the copy is that snapshot. Otherwise

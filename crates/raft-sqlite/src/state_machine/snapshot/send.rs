@@ -388,7 +388,7 @@ impl TargetDatabase {
     }
 }
 
-/// Leaves processor and disk to the writers: while entries are applied, a transfer rests as long as it works.
+/// Leaves processor and disk to the writers: while entries are applied, a transfer rests twice as long as it works.
 pub(crate) struct Pace {
     machine: Machine,
     pub counters: Arc<SendCounters>,
@@ -419,7 +419,7 @@ impl Pace {
             self.busy = applied != self.applied;
             (self.applied, self.looked) = (applied, Instant::now());
         }
-        self.owed = if self.busy { self.owed + worked } else { Duration::ZERO };
+        self.owed = if self.busy { self.owed + worked * 2 } else { Duration::ZERO };
         if self.owed >= MIN_REST {
             std::thread::sleep(self.owed.min(MAX_REST));
             self.owed = Duration::ZERO;
