@@ -326,11 +326,17 @@ async fn a_snapshot_comes_in_under_writes_leader_changes_and_a_restart() {
         assert!(writer.await.unwrap() > 0);
     }
     cluster.wait_equal().await;
-    let states: Vec<_> = cluster
-        .running()
-        .map(|node| node.database_statistics("other").map(|now| (now.version, now.state_hash)))
-        .collect();
-    assert!(states.windows(2).all(|pair| pair[0] == pair[1]), "{states:?}");
+    // The databases of a snapshot are installed one after the other.
+    let start = Instant::now();
+    loop {
+        let other = |node: &Node| node.database_statistics("other").map(|now| (now.version, now.state_hash));
+        let states: Vec<_> = cluster.running().map(other).collect();
+        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the nodes differ: {states:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert!(cluster.running().map(|node| node.snapshot_statistics().completed).sum::<u64>() > 0);
     // What was received is installed, or the log was faster.
     let incoming = cluster.folder.path().join(format!("n{away}/incoming"));
