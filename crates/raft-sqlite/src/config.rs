@@ -77,6 +77,14 @@ pub struct NodeConfig {
     pub checkpoint_bytes: u64,
     /// Checkpointed log entries kept for followers that lag; 5,000.
     pub log_entries_to_keep: u64,
+    /// Log entries that a member being sent a snapshot will need are kept until the log's files have so many bytes; 4 GiB. Beyond it the
+    /// transfer goes on with a newer snapshot.
+    pub snapshot_log_bytes: u64,
+    /// A read transaction that lasts longer ends with an error; 600 s.
+    pub max_reader_age: Duration,
+    /// Page images that stay in memory for read transactions on older versions, in bytes a database; 256 MiB. Beyond it those on the oldest
+    /// version end with an error.
+    pub max_reader_bytes: u64,
     /// Reader threads; 0 = one per processor, at most 4.
     pub reader_threads: usize,
     /// What the log's sync promises; full: an acknowledged write survives the loss of power on a majority.
@@ -104,6 +112,9 @@ impl NodeConfig {
             checkpoint_entries: 10_000,
             checkpoint_bytes: 8 * 1024 * 1024,
             log_entries_to_keep: 5_000,
+            snapshot_log_bytes: 4 * 1024 * 1024 * 1024,
+            max_reader_age: Duration::from_secs(600),
+            max_reader_bytes: 256 * 1024 * 1024,
             reader_threads: 0,
             log_sync: SyncMode::default(),
             peer_tls: None,

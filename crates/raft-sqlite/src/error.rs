@@ -121,6 +121,15 @@ pub enum ReadError {
         /// The bound.
         max_age: std::time::Duration,
     },
+    /// The page images it needs, with those of readers as old, took more memory than they may, and are gone. Read again, in shorter
+    /// transactions.
+    #[error(
+        "the read has held its version while more than {max_bytes} bytes of pages changed: split it into shorter ones, or raise max_reader_bytes"
+    )]
+    HoldsTooMuch {
+        /// The bound, in bytes of page images that readers of one database keep.
+        max_bytes: u64,
+    },
     /// SQLite's own error.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),
@@ -142,9 +151,11 @@ impl ReadError {
     /// What became of the call: reads have no effect, so only whether the same one may go through.
     pub fn class(&self) -> ErrorClass {
         match self {
-            ReadError::NoLeader(_) | ReadError::Timeout(_) | ReadError::Overloaded | ReadError::TooOld { .. } => {
-                ErrorClass::Retryable
-            }
+            ReadError::NoLeader(_)
+            | ReadError::Timeout(_)
+            | ReadError::Overloaded
+            | ReadError::TooOld { .. }
+            | ReadError::HoldsTooMuch { .. } => ErrorClass::Retryable,
             ReadError::NoSuchDatabase(_)
             | ReadError::Sql(_)
             | ReadError::Row(_)

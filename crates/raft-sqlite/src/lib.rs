@@ -49,7 +49,9 @@ pub use database::job::WriteContext;
 pub use database::prepare::{ConnectionPurpose, ConnectionRole, PrepareError, PrepareFailure};
 pub use error::{CallError, ErrorClass, MembershipError, ReadError, StartError, WriteError};
 pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
-pub use node::{CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role};
+pub use node::{
+    CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role, SnapshotStatistics,
+};
 pub use page::Version;
 pub use rusqlite::types::{FromSql, ToSql, Value};
 pub use rusqlite::{self, named_params, params};

@@ -137,8 +137,8 @@ async fn mistakes_are_told_alike_by_every_node_and_nobody_else_notices() {
         database.query("SELECT count(*), count(*) FILTER (WHERE v = 'good') FROM t", ReadConsistency::Linearizable);
     let count = count.await.unwrap();
     let good = written.len() as i64;
-    assert_eq!(format!("{:?}", count.rows[0][0]), format!("{:?}", Value::Integer(good + 1)));
-    assert_eq!(format!("{:?}", count.rows[0][1]), format!("{:?}", Value::Integer(good)));
+    assert_eq!(format!("{:?}", count[0][0]), format!("{:?}", Value::Integer(good + 1)));
+    assert_eq!(format!("{:?}", count[0][1]), format!("{:?}", Value::Integer(good)));
     nodes.wait_equal("app").await;
     nodes.stop_and_compare(&["app".to_owned()]).await;
 }
@@ -254,7 +254,7 @@ async fn names_that_are_none_and_writes_where_only_reads_are() {
     // Nothing at all is no mistake of SQL's, and does nothing.
     for sql in ["", "  ", ";", "-- a remark", "/* another */ ; "] {
         let outcome = nodes.node(1).database("app").execute(sql).await;
-        let nothing = outcome.map(|done| (done.rows_affected, done.rows.columns.len()));
+        let nothing = outcome.map(|done| (done.rows_affected, done.rows.columns().len()));
         assert_eq!(nothing.unwrap(), (0, 0), "{sql:?}");
     }
 }

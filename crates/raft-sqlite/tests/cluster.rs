@@ -273,6 +273,98 @@ async fn a_node_that_was_away_too_long_gets_a_snapshot() {
     assert!(counted(cluster.node(leader), "raft_sqlite_snapshot_sent_bytes_total") > 10_000.0);
 }
 
+/// Pages that the present leaders have sent of snapshots.
+fn sent_pages(cluster: &Cluster) -> u64 {
+    cluster.running().map(|node| node.snapshot_statistics().sent_pages).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_comes_in_under_writes_leader_changes_and_a_restart() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    for name in ["app", "other"] {
+        let db = cluster.node(leader).database(name);
+        db.execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB)").await.unwrap();
+        for _ in 0..4 {
+            let sql = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+                       INSERT INTO t(v) SELECT randomblob(3900) FROM n";
+            db.execute(sql).await.unwrap();
+        }
+    }
+    let away = (leader + 1) % 3;
+    cluster.stop(away).await;
+    // More than the log keeps, and everything changed.
+    cluster.node(leader).database("app").execute("UPDATE t SET v = randomblob(3800)").await.unwrap();
+    for key in 10_000..10_400 {
+        insert(cluster.node(leader), key).await;
+    }
+    // Until the log no longer reaches back.
+    let start = Instant::now();
+    while cluster.node(leader).log_statistics().entries > 350 {
+        assert!(start.elapsed() < PATIENCE, "the log is not purged");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..3)
+        .filter(|number| *number != away)
+        .map(|number| {
+            let (node, stop) = (cluster.node(number).clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut done = 0u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let sql = "UPDATE t SET v = randomblob(3700) WHERE k = 1 + abs(random()) % 4000";
+                    // While the leadership changes some are refused.
+                    done += u64::from(node.database("app").execute(sql).await.is_ok());
+                }
+                done
+            })
+        })
+        .collect();
+    for round in 0..3 {
+        let before = sent_pages(&cluster);
+        cluster.restart(away).await;
+        let start = Instant::now();
+        while sent_pages(&cluster) == before && round == 0 {
+            assert!(start.elapsed() < PATIENCE, "no snapshot is sent");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let leader = cluster.leader().await;
+        if round < 2 && leader != away {
+            let to = cluster.node((0..3).find(|number| ![leader, away].contains(number)).unwrap()).id();
+            // One that is refused changes nothing.
+            let _ = cluster.node(leader).transfer_leader(Some(to)).await;
+            cluster.stop(away).await;
+        } else if round < 2 {
+            cluster.stop(away).await;
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        assert!(writer.await.unwrap() > 0);
+    }
+    cluster.wait_equal().await;
+    // The databases of a snapshot are installed one after the other.
+    let start = Instant::now();
+    loop {
+        let other = |node: &Node| node.database_statistics("other").map(|now| (now.version, now.state_hash));
+        let states: Vec<_> = cluster.running().map(other).collect();
+        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the nodes differ: {states:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(cluster.running().map(|node| node.snapshot_statistics().completed).sum::<u64>() > 0);
+    // What was received is installed, or the log was faster.
+    let incoming = cluster.folder.path().join(format!("n{away}/incoming"));
+    let start = Instant::now();
+    while incoming.exists() {
+        assert!(start.elapsed() < PATIENCE, "what has come in stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(count(cluster.node(away), ReadConsistency::Local).await, 4_400);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_becomes_a_voter_and_is_removed() {
     let mut cluster = Cluster::start(1).await;

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code, reason = "shared with the tests of SQL")]
 #[path = "sql/nodes.rs"]
 mod nodes;
 

@@ -60,7 +60,9 @@ pub(super) fn of_read(error: ReadError) -> KvError {
         ReadError::Overloaded => KvError::TooManyRequests,
         other @ (ReadError::NoSuchDatabase(_)
         | ReadError::TooOld { .. }
+        | ReadError::HoldsTooMuch { .. }
         | ReadError::Sql(_)
+        | ReadError::Row(_)
         | ReadError::Prepare(_)
         | ReadError::Panicked
         | ReadError::Fatal(_)) => KvError::Internal(other.to_string()),

@@ -279,7 +279,9 @@ impl LocalDatabase {
             Box::new(move |ended| {
                 // What the closure gives may be an error that only says that a page could not be read.
                 let answer = match ended {
-                    Err(error @ DatabaseError::ReaderTooOld { .. }) => Err(error),
+                    Err(error @ (DatabaseError::ReaderTooOld { .. } | DatabaseError::ReaderHoldsTooMuch { .. })) => {
+                        Err(error)
+                    }
                     _ => value,
                 };
                 let _ = sender.send(answer.map_err(Some));
@@ -295,6 +297,9 @@ impl LocalDatabase {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(None)) => Err(ReadError::Panicked),
             Ok(Err(Some(DatabaseError::ReaderTooOld { max_age }))) => Err(ReadError::TooOld { max_age }),
+            Ok(Err(Some(DatabaseError::ReaderHoldsTooMuch { max_bytes }))) => {
+                Err(ReadError::HoldsTooMuch { max_bytes })
+            }
             Ok(Err(Some(DatabaseError::Prepare(error)))) => Err(ReadError::Prepare(error)),
             Ok(Err(Some(error))) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("it stops".into())),

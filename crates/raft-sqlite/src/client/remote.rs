@@ -458,6 +458,7 @@ fn from_wire(reply: wire::QueryReply) -> Result<Part, ReadError> {
             Ok(Kind::NoSuchDatabase) => ReadError::NoSuchDatabase(failure.message),
             Ok(Kind::Overloaded) => ReadError::Overloaded,
             Ok(Kind::TooOld) => ReadError::TooOld { max_age: Duration::from_secs(failure.max_age_seconds) },
+            Ok(Kind::HoldsTooMuch) => ReadError::HoldsTooMuch { max_bytes: failure.max_bytes },
             Ok(Kind::Sql) => {
                 let code = rusqlite::ffi::Error::new(failure.extended_code);
                 ReadError::Sql(rusqlite::Error::SqliteFailure(code, Some(failure.message)))

@@ -144,6 +144,7 @@ impl Node {
 pub(super) fn read_error(error: DatabaseError) -> ReadError {
     match error {
         DatabaseError::ReaderTooOld { max_age } => ReadError::TooOld { max_age },
+        DatabaseError::ReaderHoldsTooMuch { max_bytes } => ReadError::HoldsTooMuch { max_bytes },
         DatabaseError::Prepare(error) => ReadError::Prepare(error),
         other => ReadError::Fatal(other.to_string()),
     }
@@ -179,7 +180,7 @@ fn give_rows(
     forget_refusal();
     let mut prepared = connection.prepare(&statement.sql).map_err(explain_refusal)?;
     remote_sql::bind(&mut prepared, statement)?;
-    let columns: Vec<String> = prepared.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = prepared.column_names().map(str::to_owned).collect();
     if sender.blocking_send(Ok(Part::Head(columns))).is_err() {
         return Ok(());
     }

@@ -142,10 +142,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let received = match snapshot {
             SnapshotData::Received(ReceivedFiles(received)) => received,
             SnapshotData::Pinned(PinnedSnapshot(state)) => {
-                let directory = self.machine.incoming_directory();
-                tokio::task::spawn_blocking(move || materialise(state, &directory))
-                    .await
-                    .map_err(io::Error::other)??
+                let files = self.machine.incoming_files();
+                tokio::task::spawn_blocking(move || materialise(&state, files)).await.map_err(io::Error::other)??
             }
         };
         self.machine

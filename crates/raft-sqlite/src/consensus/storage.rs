@@ -4,7 +4,7 @@
 //! INV-PURGE-AFTER-CHECKPOINT: no entry is purged before this node's checkpoint contains it, whatever openraft asks for. openraft counts
 //! a pinned version as a snapshot; after a crash only what is checkpointed is there, and the log must reach back to it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::types::{
-    LogId, RaftEntry, TypeConfig, Vote, decode_vote, encode_vote, from_log_parts, log_id, term_of, to_log_entry,
+    KIND_COMMAND, LogId, RaftEntry, TypeConfig, Vote, decode_vote, encode_vote, from_log_parts, log_id, term_of,
+    to_log_entry,
 };
 use crate::log::{Entry, EntryId, Log, LogError};
 use crate::metrics::recorder::Recorder;
@@ -38,6 +40,40 @@ pub struct LogStorage {
     checkpointed: Arc<AtomicU64>,
     stalled: Arc<Mutex<Stalled>>,
     recorder: Arc<Recorder>,
+    holds: Arc<Mutex<Holds>>,
+}
+
+/// From which entries on the log is kept for transfers of snapshots.
+#[derive(Debug, Default)]
+struct Holds {
+    next: u64,
+    /// Entries after these indexes.
+    after: BTreeMap<u64, u64>,
+}
+
+/// Keeps log entries from being purged for as long as it lives, unless they became too many.
+#[derive(Debug)]
+pub struct LogHold {
+    id: u64,
+    holds: Arc<Mutex<Holds>>,
+}
+
+impl LogHold {
+    /// Holds the entries after `index` from now on. False: it holds nothing any more.
+    pub fn set(&self, index: u64) -> bool {
+        self.holds.lock().after.get_mut(&self.id).map(|after| *after = index).is_some()
+    }
+
+    /// False: there were too many entries, and they may be purged.
+    pub fn holds(&self) -> bool {
+        self.holds.lock().after.contains_key(&self.id)
+    }
+}
+
+impl Drop for LogHold {
+    fn drop(&mut self) {
+        self.holds.lock().after.remove(&self.id);
+    }
 }
 
 /// Entries that found no room on the disk: readable, not acknowledged, written as soon as there is room. So a full disk stops neither
@@ -57,7 +93,7 @@ impl Stalled {
 impl LogStorage {
     /// `checkpointed`: the index up to which entries may be purged, moved forward by the state machine.
     pub fn new(log: Log, checkpointed: Arc<AtomicU64>) -> Self {
-        Self { log, checkpointed, stalled: Arc::default(), recorder: Arc::default() }
+        Self { log, checkpointed, stalled: Arc::default(), recorder: Arc::default(), holds: Arc::default() }
     }
 
     /// Counts there.
@@ -69,6 +105,36 @@ impl LogStorage {
     /// Whether entries wait for room on the disk.
     pub fn is_full(&self) -> bool {
         !self.stalled.lock().appends.is_empty()
+    }
+
+    /// Keeps the entries after `index`. None: some of them are gone already.
+    pub fn hold(&self, index: u64) -> Option<LogHold> {
+        let hold = {
+            let mut holds = self.holds.lock();
+            let id = holds.next;
+            holds.next += 1;
+            holds.after.insert(id, index);
+            LogHold { id, holds: self.holds.clone() }
+        };
+        let purged = self.log.state().purged.map_or(0, |purged| purged.index);
+        (purged <= index).then_some(hold)
+    }
+
+    /// Entries up to this index are wanted by no transfer.
+    pub fn unheld(&self) -> u64 {
+        self.holds.lock().after.values().min().copied().unwrap_or(u64::MAX)
+    }
+
+    /// Lets go of what is kept for transfers: they begin anew. How many there were.
+    pub fn release_holds(&self) -> usize {
+        std::mem::take(&mut self.holds.lock().after).len()
+    }
+
+    /// Entries of `range`, at most about `max_bytes` and one at least, with the payloads of those that are commands.
+    pub fn commands(&self, range: std::ops::Range<u64>, max_bytes: usize) -> io::Result<Vec<(u64, Option<Bytes>)>> {
+        let entries = self.log.read(range, Some(max_bytes)).map_err(to_io)?;
+        let command = |entry: Entry| (entry.id.index, (entry.kind == KIND_COMMAND).then_some(entry.payload));
+        Ok(entries.into_iter().map(command).collect())
     }
 
     /// Waits until no entry up to `index` waits for room on the disk. openraft takes entries for written once something later is, and a
@@ -331,7 +397,6 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
 mod tests {
     use super::*;
     use crate::log::LogOptions;
-    use bytes::Bytes;
     use futures_util::FutureExt as _;
 
     #[tokio::test]

@@ -13,30 +13,27 @@ use std::time::{Duration, Instant};
 use futures_util::{Stream, StreamExt as _};
 use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
-use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::RPCTypes;
 use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tracing::Instrument as _;
 
 use super::machine::{PinnedSnapshot, SnapshotData};
+use super::snapshot::{Ended, SnapshotSender, Source};
 use super::types::{PeerNode, TypeConfig, Vote, encode_membership};
 use super::wire;
 use crate::metrics::recorder::Recorder;
 use crate::network::channels::{Channels, Client, Purpose};
 use crate::network::proto;
-use crate::state_machine::snapshot::{Chunk, Outgoing};
+use crate::state_machine::snapshot::send::Target;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 type AppendResults<'a> = BoxStream<'a, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
-
-/// Chunks of a snapshot made ahead of the network.
-const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 
 /// Makes connections to peers.
 #[derive(Clone, Debug)]
@@ -45,11 +42,12 @@ pub struct Transport {
     /// How long an append or a vote may go unanswered.
     answer_timeout: Duration,
     recorder: Arc<Recorder>,
+    source: Source,
 }
 
 impl Transport {
-    pub(crate) fn new(channels: Channels, answer_timeout: Duration, recorder: Arc<Recorder>) -> Self {
-        Self { channels, answer_timeout, recorder }
+    pub(crate) fn new(channels: Channels, answer_timeout: Duration, recorder: Arc<Recorder>, source: Source) -> Self {
+        Self { channels, answer_timeout, recorder, source }
     }
 
     fn peer(&self, target: u64, node: &PeerNode, purpose: Purpose) -> Peer {
@@ -62,6 +60,8 @@ impl Transport {
             answer_timeout: self.answer_timeout,
             recorder: self.recorder.clone(),
             answers: true,
+            source: self.source.clone(),
+            snapshots: None,
         }
     }
 }
@@ -95,6 +95,9 @@ pub struct Peer {
     recorder: Arc<Recorder>,
     /// Whether the last call was answered.
     answers: bool,
+    source: Source,
+    /// Goes on from one call to the next.
+    snapshots: Option<SnapshotSender>,
 }
 
 impl Peer {
@@ -262,11 +265,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let mut client = self.client().map_err(StreamingError::from)?;
+        let client = self.client().map_err(StreamingError::from)?;
         let index = snapshot.meta.last_log_id.as_ref().map_or(0, |last| last.index);
         let span = tracing::info_span!("send_snapshot", to = format!("{:016x}", self.target), index);
-        let state = match snapshot.snapshot {
-            SnapshotData::Pinned(PinnedSnapshot(state)) => state,
+        let target = match snapshot.snapshot {
+            // Pinned no longer than until here.
+            SnapshotData::Pinned(PinnedSnapshot(state)) => Target::new(&state),
             SnapshotData::Received(_) => {
                 let error = io::Error::other("a received snapshot cannot be sent on");
                 return Err(StreamingError::from(undecodable(error)));
@@ -277,47 +281,27 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::to_log_id),
             membership_log_id: snapshot.meta.last_membership.log_id().as_ref().map(wire::to_log_id),
             membership: encode_membership(snapshot.meta.last_membership.membership()),
-            databases: state.databases.len() as u32,
+            databases: target.databases() as u32,
+            transfer: 0,
         };
-        let (chunks, receiver) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
-        let recorder = self.recorder.clone();
-        let reader = tokio::task::spawn_blocking(move || {
-            let header = proto::SnapshotChunk { chunk: Some(proto::snapshot_chunk::Chunk::Header(header)) };
-            if chunks.blocking_send(header).is_err() {
-                return;
-            }
-            for chunk in Outgoing::new(state) {
-                match chunk {
-                    Ok(chunk) => {
-                        if let Chunk::Pages { images, .. } = &chunk {
-                            recorder.snapshot_sent_bytes.add(images.len() as u64);
-                        }
-                        if chunks.blocking_send(to_chunk(chunk)).is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        // The stream ends early, which the receiver takes for what it is: an incomplete snapshot.
-                        tracing::error!(%error, "a page of a snapshot could not be read: the transfer is given up");
-                        return;
-                    }
-                }
-            }
-        });
-        let answer = tokio::select! {
-            answer = client.snapshot(ReceiverStream::new(receiver)).instrument(span) => answer,
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-        };
-        reader.abort();
-        match answer {
-            Ok(answer) => {
+        let sender = self.snapshots.get_or_insert_with(|| SnapshotSender::new(self.source.clone()));
+        match sender.send(client, header, target, cancel).instrument(span).await {
+            Ended::Answered(vote) => {
                 self.recorder.snapshots_sent.add(1);
-                let vote =
-                    wire::from_vote(answer.into_inner().vote).map_err(|e| StreamingError::from(undecodable(e)))?;
+                let vote = wire::from_vote(vote).map_err(|error| StreamingError::from(undecodable(error)))?;
                 Ok(SnapshotResponse::new(vote))
             }
-            Err(status) => {
+            Ended::Closed(closed) => Err(StreamingError::Closed(closed)),
+            // After a time-out openraft asks for another snapshot without a pause.
+            Ended::Newer => Err(StreamingError::Timeout(Timeout {
+                action: RPCTypes::InstallSnapshot,
+                id: vote.leader_id.voted_for,
+                target: self.target,
+                timeout: Duration::ZERO,
+            })),
+            Ended::Failed(status) => {
                 self.recorder.snapshots_send_failed.add(1);
+                self.next_url = self.next_url.wrapping_add(1);
                 Err(StreamingError::from(from_status(&status, self.target)))
             }
         }
@@ -337,26 +321,6 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         tracing::warn!(target = self.target, "the peer did not take over the leadership: {}", answer.reason);
         Ok(Err(TransferLeaderError::VoteChanged { expected: from_leader, actual: from_leader }))
     }
-}
-
-fn to_chunk(chunk: Chunk) -> proto::SnapshotChunk {
-    use proto::snapshot_chunk::Chunk as Wire;
-    let chunk = match chunk {
-        Chunk::Begin { name, page_size, page_count, version, state_hash } => {
-            Wire::Begin(proto::SnapshotDatabaseBegin {
-                name,
-                page_size,
-                page_count,
-                version,
-                state_hash: bytes::Bytes::copy_from_slice(&state_hash.to_le_bytes()),
-            })
-        }
-        Chunk::Pages { first_page, page_count, images, lz4, crc32c } => {
-            Wire::Pages(proto::SnapshotPages { first_page, page_count, images, lz4, crc32c })
-        }
-        Chunk::End => Wire::End(proto::SnapshotDatabaseEnd {}),
-    };
-    proto::SnapshotChunk { chunk: Some(chunk) }
 }
 
 /// When the requests on their way were sent: a stream that makes no progress is given up, an idle one is not.

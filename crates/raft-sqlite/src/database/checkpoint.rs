@@ -197,6 +197,6 @@ impl Started {
 pub(super) fn page_error(error: PageError, path: &Path) -> DatabaseError {
     match error {
         PageError::Io(error) => DatabaseError::io(path, error),
-        PageError::TooOld(max_age) => DatabaseError::ReaderTooOld { max_age },
+        PageError::TooOld(bound) => bound.into(),
     }
 }

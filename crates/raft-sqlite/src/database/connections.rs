@@ -148,11 +148,12 @@ impl Reader {
     /// Ends it.
     ///
     /// # Errors
-    /// [`DatabaseError::ReaderTooOld`]: something that was read in it failed because it had lasted too long.
+    /// [`DatabaseError::ReaderTooOld`], [`DatabaseError::ReaderHoldsTooMuch`]: something that was read in it failed because it had lasted
+    /// too long.
     pub fn end(&self) -> Result<(), DatabaseError> {
         self.connection.end()?;
         match self.connection.too_old() {
-            Some(max_age) => Err(DatabaseError::ReaderTooOld { max_age }),
+            Some(bound) => Err(bound.into()),
             None => Ok(()),
         }
     }

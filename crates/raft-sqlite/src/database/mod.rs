@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use connections::{Reader, Writer};
 
 use crate::error::ErrorClass;
+use crate::page::store::PinBound;
 pub(crate) use crate::vfs::refuse::{explain as explain_refusal, forget as forget_refusal};
 
 /// What goes wrong with a database's files or connections.
@@ -81,6 +82,14 @@ pub enum DatabaseError {
         /// The bound.
         max_age: std::time::Duration,
     },
+    /// The oldest readers kept more page images in memory than they may, and this was one of them. Begin a new transaction.
+    #[error(
+        "the reader has held its version while more than {max_bytes} bytes of pages changed: split it into shorter ones, or raise max_reader_bytes"
+    )]
+    ReaderHoldsTooMuch {
+        /// The bound, in bytes of page images that readers of one database keep.
+        max_bytes: u64,
+    },
     /// The writer is open already, or its thread has ended.
     #[error("the writer is not available")]
     Closed,
@@ -89,13 +98,23 @@ pub enum DatabaseError {
     Internal(String),
 }
 
+impl From<PinBound> for DatabaseError {
+    fn from(bound: PinBound) -> Self {
+        match bound {
+            PinBound::Age(max_age) => DatabaseError::ReaderTooOld { max_age },
+            PinBound::Bytes(max_bytes) => DatabaseError::ReaderHoldsTooMuch { max_bytes: max_bytes as u64 },
+        }
+    }
+}
+
 impl DatabaseError {
     /// What became of the call.
     pub fn class(&self) -> ErrorClass {
         match self {
-            DatabaseError::Io { .. } | DatabaseError::ReaderTooOld { .. } | DatabaseError::Closed => {
-                ErrorClass::Retryable
-            }
+            DatabaseError::Io { .. }
+            | DatabaseError::ReaderTooOld { .. }
+            | DatabaseError::ReaderHoldsTooMuch { .. }
+            | DatabaseError::Closed => ErrorClass::Retryable,
             DatabaseError::Sql(_) | DatabaseError::Prepare(_) => ErrorClass::Rejected,
             DatabaseError::Apply(error) => error.class(),
             DatabaseError::Damaged { .. } | DatabaseError::NewerFormat { .. } | DatabaseError::Internal(_) => {

@@ -23,7 +23,7 @@ use crate::error::ErrorClass;
 use crate::metrics::recorder::Recorder;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, SystemDisk};
-use crate::page::store::{PageStore, Pin};
+use crate::page::store::{PageStore, Pin, PinBounds};
 use crate::page::{FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page};
 use crate::vfs::capture::Capture;
 
@@ -39,6 +39,8 @@ pub(crate) struct ReplicaOptions {
     pub max_transaction_bytes: usize,
     /// A reader that holds its version longer than this gets an error.
     pub max_reader_age: Duration,
+    /// What readers keep in memory of page images that are theirs alone, in bytes; beyond it the oldest get an error.
+    pub max_reader_bytes: usize,
     /// What the program does to each connection first.
     pub preparation: Preparation,
     /// Where the checkpoints' pages are counted.
@@ -55,11 +57,18 @@ impl Default for ReplicaOptions {
             page_size: PageSize::default(),
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
+            max_reader_bytes: 256 * 1024 * 1024,
             preparation: Preparation::default(),
             recorder: Arc::default(),
             disk: Arc::new(SystemDisk),
             born: Version::default(),
         }
+    }
+}
+
+impl ReplicaOptions {
+    fn pin_bounds(&self) -> PinBounds {
+        PinBounds { max_age: self.max_reader_age, max_bytes: self.max_reader_bytes }
     }
 }
 
@@ -117,8 +126,8 @@ pub(crate) struct ReplicaStatistics {
     pub page_size: usize,
     /// Bytes of page images in memory, about.
     pub memory_bytes: usize,
-    /// Of these, bytes kept for readers of older versions, and bytes that no checkpoint has written.
-    pub pinned_bytes: usize,
+    /// Of these, bytes kept for readers of older versions alone, and bytes that no checkpoint has written.
+    pub held_bytes: usize,
     pub unwritten_bytes: usize,
     /// Read transactions, and others that hold a version.
     pub readers: usize,
@@ -344,7 +353,7 @@ impl Replica {
             0,
             self.inner.options.born,
             StateHash::default(),
-            self.inner.options.max_reader_age,
+            self.inner.options.pin_bounds(),
         );
         store.put_first_page(&first_page(page_size));
         Arc::new(store)
@@ -445,7 +454,7 @@ impl Replica {
             free_pages: be32(&free, 0),
             page_size: store.page_size().bytes(),
             memory_bytes: store.memory_bytes(),
-            pinned_bytes: store.pinned_bytes(),
+            held_bytes: store.held_bytes(),
             unwritten_bytes: store.unwritten_bytes(),
             readers,
             oldest_reader,
@@ -494,7 +503,7 @@ fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> io::Result<Page
     let (version, hash) =
         recovered.mark.map_or((options.born, StateHash::default()), |mark| (mark.version, mark.state_hash));
     let store =
-        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.max_reader_age);
+        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.pin_bounds());
     if recovered.page_count == 0 {
         store.put_first_page(&first_page(page_size));
     } else {
@@ -519,6 +528,18 @@ impl PinnedVersion {
     /// Pages in the database at this version.
     pub fn page_count(&self) -> u32 {
         self.pin.page_count().unwrap_or(0)
+    }
+
+    /// Copies a page of this version, of which `image` has the size; zeros if it was never written.
+    pub fn copy_page(&self, number: PageNumber, image: &mut [u8]) -> Result<(), DatabaseError> {
+        match self.pin.copy(number, 0, image) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                image.fill(0);
+                Ok(())
+            }
+            Err(error) => Err(page_error(error, Path::new("a pinned version"))),
+        }
     }
 
     /// A page of this version; zeros if it was never written.

@@ -134,7 +134,6 @@ pub(crate) struct Recorder {
     pub snapshots_send_failed: Counter,
     pub snapshots_received: Counter,
     pub snapshots_receive_failed: Counter,
-    pub snapshot_sent_bytes: Counter,
     pub snapshot_received_bytes: Counter,
     /// Calls sent to the leader; those that were not answered.
     pub calls: Counter,
@@ -171,7 +170,6 @@ impl Default for Recorder {
             snapshots_send_failed: Counter::default(),
             snapshots_received: Counter::default(),
             snapshots_receive_failed: Counter::default(),
-            snapshot_sent_bytes: Counter::default(),
             snapshot_received_bytes: Counter::default(),
             calls: Counter::default(),
             call_errors: ByClass::default(),

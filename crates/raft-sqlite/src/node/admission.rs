@@ -332,6 +332,7 @@ mod tests {
 
         struct Other(u32);
         type AppendStream = tokio_stream::Empty<Result<proto::AppendResponse, Status>>;
+        type SnapshotStream = tokio_stream::Empty<Result<proto::SnapshotAnswer, Status>>;
         fn never<T>() -> Result<Response<T>, Status> {
             Err(Status::unimplemented("a member of another version was asked for more than who it is"))
         }
@@ -339,6 +340,7 @@ mod tests {
         #[tonic::async_trait]
         impl Peer for Other {
             type AppendStream = AppendStream;
+            type SnapshotStream = SnapshotStream;
 
             async fn identify(
                 &self,
@@ -385,7 +387,7 @@ mod tests {
             async fn snapshot(
                 &self,
                 _: Request<Streaming<proto::SnapshotChunk>>,
-            ) -> Result<Response<proto::SnapshotResponse>, Status> {
+            ) -> Result<Response<SnapshotStream>, Status> {
                 never()
             }
 

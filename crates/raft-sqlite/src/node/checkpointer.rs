@@ -1,5 +1,5 @@
-//! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database
-//! or a dropped one.
+//! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database or a dropped
+//! one. And what is purged of the log: all but the newest checkpointed entries, and those that a member being sent a snapshot will need.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +16,25 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Pause after a checkpoint that failed: its disk is full, most likely.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Entries that are purged together, at least.
+const PURGE_BATCH: u64 = 256;
+
+/// Lets Raft drop what nobody needs of the log.
+async fn purge(node: &NodeInner, checkpointed: u64) -> Result<(), ()> {
+    let log = node.log.statistics();
+    if (log.segment_bytes > node.config.snapshot_log_bytes || node.storage.is_full())
+        && node.storage.release_holds() > 0
+    {
+        tracing::warn!(bytes = log.segment_bytes, "the log is kept no longer for the member that is sent a snapshot");
+    }
+    let purged = node.log.state().purged.map_or(0, |purged| purged.index);
+    let upto = checkpointed.saturating_sub(node.config.log_entries_to_keep).min(node.storage.unheld());
+    if upto >= purged + PURGE_BATCH {
+        return node.raft.trigger().purge_log(upto).await.map_err(drop);
+    }
+    Ok(())
+}
+
 /// Asks Raft for a snapshot whenever one is due; the state machine makes a checkpoint of it. Runs until the node stops.
 pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
     let mut was_full = false;
@@ -31,6 +50,10 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
         was_full = full;
         let applied = *node.machine.applied_index().borrow();
         let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
+        node.receiver.tidy(&node.config.data_dir.join("incoming"), applied);
+        if purge(&node, checkpointed).await.is_err() {
+            return;
+        }
         let entries = applied.saturating_sub(checkpointed);
         let memory_bytes = node.machine.memory_bytes();
         let due = entries >= node.config.checkpoint_entries

@@ -132,6 +132,7 @@ fn failure(error: ReadError) -> wire::QueryFailure {
         ReadError::NoSuchDatabase(name) => (Kind::NoSuchDatabase, name.clone()),
         ReadError::Overloaded => (Kind::Overloaded, String::new()),
         ReadError::TooOld { .. } => (Kind::TooOld, String::new()),
+        ReadError::HoldsTooMuch { .. } => (Kind::HoldsTooMuch, String::new()),
         ReadError::Sql(error) => (Kind::Sql, error.to_string()),
         ReadError::Prepare(_) | ReadError::Row(_) | ReadError::Panicked => (Kind::Sql, error.to_string()),
         ReadError::Fatal(why) => (Kind::Fatal, why.clone()),
@@ -140,11 +141,15 @@ fn failure(error: ReadError) -> wire::QueryFailure {
         ReadError::Sql(error) => error.sqlite_error().map_or(1, |error| error.extended_code),
         _ => 1,
     };
+    let max_bytes = match &error {
+        ReadError::HoldsTooMuch { max_bytes } => *max_bytes,
+        _ => 0,
+    };
     let max_age_seconds = match &error {
         ReadError::TooOld { max_age } => max_age.as_secs(),
         _ => 0,
     };
-    wire::QueryFailure { kind: kind.into(), message, extended_code, max_age_seconds }
+    wire::QueryFailure { kind: kind.into(), message, extended_code, max_age_seconds, max_bytes }
 }
 
 impl ClientService {

@@ -147,7 +147,11 @@ impl Node {
             counter("checkpoint_bytes_total", "The same in bytes.", recorder.checkpoint_bytes.get()),
             counter("snapshots_sent_total", "Snapshots sent.", recorder.snapshots_sent.get()),
             counter("snapshots_send_failed_total", "Snapshots not sent.", recorder.snapshots_send_failed.get()),
-            counter("snapshot_sent_bytes_total", "Bytes of snapshots sent.", recorder.snapshot_sent_bytes.get()),
+            counter(
+                "snapshot_sent_bytes_total",
+                "Bytes of snapshots sent.",
+                self.inner.machine.send_counters().sent_bytes.load(Ordering::Relaxed),
+            ),
             counter("snapshots_received_total", "Snapshots received.", recorder.snapshots_received.get()),
             counter(
                 "snapshots_receive_failed_total",
@@ -185,7 +189,7 @@ impl Node {
             number(&mut size, f64::from(now.page_count) * page_size);
             number(&mut in_use, f64::from(now.page_count.saturating_sub(now.free_pages)) * page_size);
             for (kind, bytes) in
-                [("all", now.memory_bytes), ("unwritten", now.unwritten_bytes), ("pinned", now.pinned_bytes)]
+                [("all", now.memory_bytes), ("unwritten", now.unwritten_bytes), ("pinned", now.held_bytes)]
             {
                 memory.push(&[label, ("kind", kind)], MetricValue::Number(bytes as f64));
             }

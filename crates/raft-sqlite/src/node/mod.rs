@@ -5,7 +5,7 @@
 //! - `leadership`: opens the writers when this node leads, closes them when it does not;
 //! - `proposer`: sealed groups to Raft;
 //! - `read_index`: linearizable reads;
-//! - `peer_service`: what peers ask of this node;
+//! - `peer_service`: what peers ask of this node; `snapshot_service`: a snapshot from the leader;
 //! - `client_service`: what programs ask of it that are no members;
 //! - `membership`: adding, removing, promoting members;
 //! - `databases`: making and dropping databases;
@@ -23,6 +23,7 @@ mod metrics;
 mod peer_service;
 mod proposer;
 mod read_index;
+mod snapshot_service;
 mod start;
 
 use std::sync::Arc;
@@ -111,8 +112,23 @@ pub struct DatabaseStatistics {
     pub in_use_bytes: u64,
     /// Page images held in memory, in bytes.
     pub memory_bytes: u64,
+    /// Of these, what only readers of older versions need, in bytes.
+    pub held_bytes: u64,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
+}
+
+/// What a node has sent of snapshots to members that the log no longer reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotStatistics {
+    /// Snapshots that a member has received.
+    pub completed: u64,
+    /// Bytes sent: pages, compressed, hashes and PageSets.
+    pub sent_bytes: u64,
+    /// Pages sent.
+    pub sent_pages: u64,
+    /// Pages hashed to find out whether they have to be sent.
+    pub compared_pages: u64,
 }
 
 pub(crate) struct NodeInner {
@@ -127,6 +143,7 @@ pub(crate) struct NodeInner {
     pub(crate) read_index: ReadIndex,
     pub(crate) leadership: watch::Receiver<Leadership>,
     contact: Arc<leadership::Contact>,
+    receiver: snapshot_service::Receiver,
     /// Peers are answered; false: it is not known yet whether this node may vote.
     takes_part: std::sync::atomic::AtomicBool,
     /// Why this node must not take part.
@@ -371,6 +388,7 @@ impl Node {
             free_pages,
             page_size,
             memory_bytes,
+            held_bytes,
             oldest_reader,
             ..
         } = state.replica.statistics();
@@ -381,8 +399,21 @@ impl Node {
             size_bytes: u64::from(page_count) * page_size,
             in_use_bytes: u64::from(page_count.saturating_sub(free_pages)) * page_size,
             memory_bytes: memory_bytes as u64,
+            held_bytes: held_bytes as u64,
             oldest_reader,
         })
+    }
+
+    /// What this node has sent of snapshots since it started.
+    pub fn snapshot_statistics(&self) -> SnapshotStatistics {
+        let counters = self.inner.machine.send_counters();
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        SnapshotStatistics {
+            completed: read(&counters.completed),
+            sent_bytes: read(&counters.sent_bytes),
+            sent_pages: read(&counters.sent_pages),
+            compared_pages: read(&counters.compared_pages),
+        }
     }
 
     /// Figures about the Raft log on this node.

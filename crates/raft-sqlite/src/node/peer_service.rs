@@ -8,17 +8,14 @@ use openraft::errors::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument as _;
 
-use super::NodeInner;
 use super::read_index::local_round;
-use crate::consensus::machine::{ReceivedFiles, SnapshotData, position};
-use crate::consensus::types::{SnapshotMeta, StoredMembership, TypeConfig, decode_membership};
+use super::{NodeInner, snapshot_service};
+use crate::consensus::types::TypeConfig;
 use crate::consensus::wire;
 use crate::network::identity::Anonymous;
 use crate::network::proto;
 use crate::network::proto::peer_server::Peer;
-use crate::state_machine::snapshot::{Chunk, Incoming, ReceivedSnapshot};
 
 /// Answers to appends made ahead of the network.
 const ANSWERS_AHEAD: usize = 64;
@@ -54,11 +51,11 @@ impl PeerService {
     }
 }
 
-fn bad(error: std::io::Error) -> Status {
+pub(super) fn bad(error: std::io::Error) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-fn fatal(error: &Fatal<TypeConfig>) -> Status {
+pub(super) fn fatal(error: &Fatal<TypeConfig>) -> Status {
     Status::unavailable(format!("raft has stopped on this member: {error}"))
 }
 
@@ -71,6 +68,7 @@ type AppendStream = Pin<Box<dyn Stream<Item = Result<proto::AppendResponse, Stat
 #[tonic::async_trait]
 impl Peer for PeerService {
     type AppendStream = AppendStream;
+    type SnapshotStream = snapshot_service::AnswerStream;
 
     async fn append(
         &self,
@@ -163,43 +161,9 @@ impl Peer for PeerService {
     async fn snapshot(
         &self,
         request: Request<Streaming<proto::SnapshotChunk>>,
-    ) -> Result<Response<proto::SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
         let node = self.node_for(&request)?;
-        let mut chunks = request.into_inner();
-        let header = match chunks.message().await?.and_then(|chunk| chunk.chunk) {
-            Some(proto::snapshot_chunk::Chunk::Header(header)) => header,
-            _ => {
-                return Err(Status::invalid_argument("a snapshot begins with its header"));
-            }
-        };
-        let vote = wire::from_vote(header.vote).map_err(bad)?;
-        let last_log_id = header.last_log_id.map(wire::from_log_id);
-        let membership = StoredMembership::new(
-            header.membership_log_id.map(wire::from_log_id),
-            decode_membership(&header.membership).map_err(bad)?,
-        );
-        let recorder = node.machine.recorder();
-        let index = last_log_id.as_ref().map_or(0, |last| last.index);
-        let span = tracing::info_span!("receive_snapshot", index, databases = header.databases);
-        let snapshot = match receive(&node, chunks, header.databases as usize).instrument(span).await {
-            Ok(snapshot) => snapshot,
-            Err(status) => {
-                recorder.snapshots_receive_failed.add(1);
-                return Err(status);
-            }
-        };
-        recorder.snapshots_received.add(1);
-        if let Some(last) = &last_log_id {
-            let position = position(last);
-            tracing::info!(index = position.index, term = position.term, "a snapshot was received");
-        }
-        let meta = SnapshotMeta { last_log_id, last_membership: membership };
-        let snapshot = openraft::type_config::alias::SnapshotOf::<TypeConfig, SnapshotData> {
-            meta,
-            snapshot: SnapshotData::Received(ReceivedFiles(snapshot)),
-        };
-        let answer = node.raft.install_full_snapshot(vote, snapshot).await.map_err(|error| fatal(&error))?;
-        Ok(Response::new(proto::SnapshotResponse { vote: Some(wire::to_vote(&answer.vote)) }))
+        Ok(Response::new(snapshot_service::answer(node, request.into_inner())))
     }
 
     async fn read_index(
@@ -300,66 +264,5 @@ async fn local_round_shared(node: &NodeInner) -> Option<(u64, u64)> {
     match node.read_index.confirm().await {
         Some(Ok(confirmed)) => confirmed.own_term.map(|term| (confirmed.index, term)),
         _ => local_round(&node.raft).await.ok()?.and_then(|c| c.own_term.map(|term| (c.index, term))),
-    }
-}
-
-async fn receive(
-    node: &NodeInner,
-    mut chunks: Streaming<proto::SnapshotChunk>,
-    databases: usize,
-) -> Result<ReceivedSnapshot, Status> {
-    let directory = node.machine.incoming_directory();
-    let disk = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::InvalidData => bad(error),
-        _ => Status::resource_exhausted(format!("the snapshot could not be written: {error}")),
-    };
-    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Chunk>(4);
-    let writer = tokio::task::spawn_blocking(move || {
-        let mut incoming = Incoming::new(directory, databases)?;
-        while let Some(chunk) = receiver.blocking_recv() {
-            incoming.accept(chunk)?;
-        }
-        incoming.finish()
-    });
-    while let Some(chunk) = chunks.message().await? {
-        let chunk = from_chunk(chunk)?;
-        if let Chunk::Pages { images, .. } = &chunk {
-            node.machine.recorder().snapshot_received_bytes.add(images.len() as u64);
-        }
-        if sender.send(chunk).await.is_err() {
-            break;
-        }
-    }
-    drop(sender);
-    writer.await.map_err(|error| Status::internal(error.to_string()))?.map_err(disk)
-}
-
-fn from_chunk(chunk: proto::SnapshotChunk) -> Result<Chunk, Status> {
-    use proto::snapshot_chunk::Chunk as Wire;
-    match chunk.chunk {
-        Some(Wire::Begin(begin)) => {
-            let state_hash: [u8; 16] = begin
-                .state_hash
-                .as_ref()
-                .try_into()
-                .map_err(|_| Status::invalid_argument("a state hash has 16 bytes"))?;
-            Ok(Chunk::Begin {
-                name: begin.name,
-                page_size: begin.page_size,
-                page_count: begin.page_count,
-                version: begin.version,
-                state_hash: u128::from_le_bytes(state_hash),
-            })
-        }
-        Some(Wire::Pages(pages)) => Ok(Chunk::Pages {
-            first_page: pages.first_page,
-            page_count: pages.page_count,
-            images: pages.images,
-            lz4: pages.lz4,
-            crc32c: pages.crc32c,
-        }),
-        Some(Wire::End(_)) => Ok(Chunk::End),
-        Some(Wire::Header(_)) => Err(Status::invalid_argument("a second snapshot header")),
-        None => Err(Status::invalid_argument("an empty snapshot chunk")),
     }
 }

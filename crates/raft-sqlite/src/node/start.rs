@@ -23,12 +23,14 @@ use super::membership::{self, MembershipHandler};
 use super::peer_service::PeerService;
 use super::proposer::proposal_queue;
 use super::read_index::{AskLeader, ReadIndex, RoundError};
+use super::snapshot_service::Receiver;
 use super::{Node, NodeInner, checkpointer};
 use crate::NodeId;
 use crate::client::migrate::{self, MigrationHandler};
 use crate::client::remote_sql::{self, SqlHandler};
 use crate::config::{ClusterStart, NodeConfig, member_id};
 use crate::consensus::machine::StateMachine;
+use crate::consensus::snapshot::Source;
 use crate::consensus::storage::LogStorage;
 use crate::consensus::transport::Transport;
 use crate::consensus::types::{PeerNode, Raft};
@@ -246,6 +248,7 @@ impl NodeBuilder {
                 read_index,
                 leadership: leadership_receiver,
                 contact: contact.clone(),
+                receiver: Receiver::new(&machine),
                 takes_part: AtomicBool::new(has_log),
                 refused: OnceLock::new(),
                 streams: Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS)),
@@ -333,9 +336,13 @@ fn open_machine(
     };
     let readers =
         ReaderPool::start(threads).map_err(|source| StartError::Io { path: config.data_dir.clone(), source })?;
-    let options = ReplicaOptions { page_size, max_transaction_bytes: config.max_transaction_bytes as usize, ..options };
-    // What a snapshot transfer left unfinished.
-    let _ = std::fs::remove_dir_all(config.data_dir.join("incoming"));
+    let options = ReplicaOptions {
+        page_size,
+        max_transaction_bytes: config.max_transaction_bytes as usize,
+        max_reader_age: config.max_reader_age,
+        max_reader_bytes: config.max_reader_bytes as usize,
+        ..options
+    };
     Ok(Machine::open(MachineSetup {
         node: identity.node_id.0,
         directory: config.data_dir.join("db"),
@@ -367,9 +374,9 @@ async fn start_raft(
         enable_leader_restore: Some(false),
         // A member whose disk went back to an older state must not stop the leader: it is fed again, with a warning in the log.
         allow_log_reversion: Some(true),
-        // The checkpointer decides.
+        // The checkpointer decides when, and what is purged of the log.
         snapshot_policy: openraft::SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: config.log_entries_to_keep,
+        max_in_snapshot_log_to_keep: u64::MAX,
         replication_lag_threshold: u64::MAX,
         max_payload_entries: 512,
         purge_batch_size: 256,
@@ -380,7 +387,8 @@ async fn start_raft(
     };
     let raft_config =
         raft_config.validate().map_err(|error| StartError::Configuration(format!("raft's time-outs: {error}")))?;
-    let transport = Transport::new(channels.clone(), config.election_timeout, recorder);
+    let source = Source { machine: machine.clone(), storage: storage.clone() };
+    let transport = Transport::new(channels.clone(), config.election_timeout, recorder, source);
     Raft::new(identity.node_id.0, Arc::new(raft_config), transport, storage, StateMachine::new(machine.clone()))
         .await
         .map_err(|error| StartError::Raft(error.to_string()))

@@ -167,6 +167,19 @@ pub(crate) struct DecodedPageSet {
     body: Bytes,
 }
 
+/// The base version of a PageSet and its own, from its first bytes alone.
+///
+/// # Errors
+/// `InvalidData`: it is too short, or of another format.
+pub(crate) fn versions(bytes: &[u8]) -> io::Result<(Version, Version)> {
+    match bytes.get(8..24) {
+        Some(mut versions) if bytes[0] == FORMAT_VERSION => {
+            Ok((Version(versions.get_u64_le()), Version(versions.get_u64_le())))
+        }
+        _ => Err(corrupt("it does not begin as one")),
+    }
+}
+
 fn corrupt(why: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("a PageSet is damaged: {why}"))
 }

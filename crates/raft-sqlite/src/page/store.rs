@@ -14,6 +14,9 @@
 //! chain where an older pin still needs it, and an image leaves a chain only when the file has it and nothing older is left.
 //! Whoever finds no image in a chain reads the file without a lock and then looks at the chain once more: if a checkpoint was about to
 //! overwrite the page, the old image is there by then. Page 1, which says how large the database is, always has an image in memory.
+//!
+//! So a pin costs the images that its version sees and the file no longer has, once each. Newer ones that the file has leave memory
+//! all the same: the chain then only notes which version the file's image has.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -29,12 +32,52 @@ use super::{DATABASE_SIZE_AT, Page, PageMap, PageNumber, PageNumbers, PageSize, 
 /// Locks over the chains: a page's chain is under the lock of its number modulo this.
 const SHARDS: usize = 64;
 
-type Chain = Vec<Arc<Page>>;
+/// The versions of a page.
+#[derive(Default)]
+struct Chain {
+    /// Newest first.
+    pages: Vec<Arc<Page>>,
+    /// The version of the image that the file has, where the chain has older ones, and does not have it itself.
+    in_file: Option<Version>,
+    /// The page was cut off: what is here is for older pins alone.
+    cut_off: bool,
+    /// Bytes of images that only pins need.
+    held_bytes: usize,
+}
+
+impl Chain {
+    /// The newest image at or below `version`, if it is in memory. None: the file has it, or nobody.
+    fn at(&self, version: Version) -> Option<&Arc<Page>> {
+        let page = self.pages.iter().find(|page| page.version() <= version)?;
+        let replaced = self.in_file.is_some_and(|in_file| page.version() < in_file && in_file <= version);
+        (!replaced).then_some(page)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+}
+
+/// Which bound a pin has run into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PinBound {
+    /// How long it may be held.
+    Age(Duration),
+    /// What all pins of a database together may keep in memory, in bytes; the oldest ones end.
+    Bytes(usize),
+}
+
+/// Bounds on pins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PinBounds {
+    pub max_age: Duration,
+    pub max_bytes: usize,
+}
 
 struct PinState {
     version: Version,
     since: Instant,
-    expired: AtomicBool,
+    expired: OnceLock<PinBound>,
 }
 
 /// Holds a version: its images stay for as long as this lives.
@@ -76,14 +119,16 @@ pub(crate) struct PageStore {
     /// The last checkpoint; None before the first.
     checkpointed: Mutex<Option<Version>>,
     memory_bytes: AtomicUsize,
-    max_reader_age: Duration,
+    /// Of these, what only pins need.
+    held_bytes: AtomicUsize,
+    bounds: PinBounds,
 }
 
 /// Why a page could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PageError {
-    #[error("the reader has held its version for longer than {} s: end long reads, or raise the bound", .0.as_secs())]
-    TooOld(Duration),
+    #[error("the reader has held its version for too long ({0:?}): end long reads, or raise the bound")]
+    TooOld(PinBound),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -96,7 +141,7 @@ impl PageStore {
         pages: u32,
         version: Version,
         hash: StateHash,
-        max_reader_age: Duration,
+        bounds: PinBounds,
     ) -> Self {
         Self {
             page_size,
@@ -113,7 +158,8 @@ impl PageStore {
             resident: Mutex::default(),
             checkpointed: Mutex::new((pages > 0).then_some(version)),
             memory_bytes: AtomicUsize::new(0),
-            max_reader_age,
+            held_bytes: AtomicUsize::new(0),
+            bounds,
         }
     }
 
@@ -159,16 +205,9 @@ impl PageStore {
         self.memory_bytes.load(Ordering::Relaxed)
     }
 
-    /// Of these, bytes of images older than the committed version's, kept for pins; about.
-    pub fn pinned_bytes(&self) -> usize {
-        let committed = self.committed();
-        let held: Vec<u32> = self.held.lock().iter().copied().collect();
-        let older = |number: u32| {
-            let shard = self.shard(PageNumber(number)).read();
-            let settled = shard.get(&number)?.iter().skip_while(|page| page.version() > committed);
-            Some(settled.skip(1).map(|page| page.memory_bytes()).sum::<usize>())
-        };
-        held.into_iter().filter_map(older).sum()
+    /// Of these, bytes of images that only pins need.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of images of committed pages that no checkpoint has written yet, about.
@@ -208,11 +247,6 @@ impl PageStore {
         Ok(true)
     }
 
-    /// The newest image at or below `version` in memory.
-    fn in_chain(chain: Option<&Chain>, version: Version) -> Option<&Arc<Page>> {
-        chain?.iter().find(|page| page.version() <= version)
-    }
-
     /// The image that `version` sees; None: it was never written (zeros). The caller holds a pin at or below `version`, or is the writer.
     ///
     /// # Errors
@@ -232,7 +266,7 @@ impl PageStore {
 
     /// Only from memory, without copying.
     pub fn cached_at(&self, number: PageNumber, version: Version) -> Option<Arc<Page>> {
-        Self::in_chain(self.shard(number).read().get(&number.0), version).cloned()
+        self.shard(number).read().get(&number.0)?.at(version).cloned()
     }
 
     /// Copies `buffer.len()` bytes from `offset` within the page that `version` sees. False: never written, zeros.
@@ -242,7 +276,7 @@ impl PageStore {
     pub fn copy_at(&self, number: PageNumber, version: Version, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
         let from_chain = |buffer: &mut [u8]| {
             let shard = self.shard(number).read();
-            let page = Self::in_chain(shard.get(&number.0), version)?;
+            let page = shard.get(&number.0)?.at(version)?;
             buffer.copy_from_slice(&page.bytes()[offset..offset + buffer.len()]);
             Some(())
         };
@@ -288,12 +322,13 @@ impl PageStore {
         let mut grown = page.memory_bytes();
         let mut shard = self.shard(number).write();
         let chain = shard.entry(number.0).or_default();
-        match chain.first_mut() {
+        chain.cut_off = false;
+        match chain.pages.first_mut() {
             Some(head) if head.version() == page.version() => {
                 grown -= head.memory_bytes().min(grown);
                 *head = page;
             }
-            _ => chain.insert(0, page),
+            _ => chain.pages.insert(0, page),
         }
         drop(shard);
         self.memory_bytes.fetch_add(grown, Ordering::Relaxed);
@@ -305,8 +340,8 @@ impl PageStore {
         let Some(chain) = shard.get_mut(&number.0) else {
             return;
         };
-        if chain.first().is_some_and(|head| head.version() == version) {
-            let page = chain.remove(0);
+        if chain.pages.first().is_some_and(|head| head.version() == version) {
+            let page = chain.pages.remove(0);
             self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
         }
         if chain.is_empty() {
@@ -350,11 +385,11 @@ impl PageStore {
         // The open group is in no history: look at every chain. Rare, and what is captured is in memory anyway.
         for shard in &self.shards {
             shard.write().retain(|_, chain| {
-                while let Some(head) = chain.first()
+                while let Some(head) = chain.pages.first()
                     && head.version() > committed
                 {
                     self.memory_bytes.fetch_sub(head.memory_bytes(), Ordering::Relaxed);
-                    chain.remove(0);
+                    chain.pages.remove(0);
                 }
                 !chain.is_empty()
             });
@@ -366,25 +401,37 @@ impl PageStore {
     pub fn pin(self: &Arc<Self>) -> Pin {
         let mut pins = self.pins.lock();
         let version = pins.committed;
-        let state = Arc::new(PinState { version, since: Instant::now(), expired: AtomicBool::new(false) });
+        let state = Arc::new(PinState { version, since: Instant::now(), expired: OnceLock::new() });
         pins.by_version.entry(version).or_default().push(state.clone());
         let hash = pins.hash;
         Pin { store: self.clone(), state, hash, page_count: OnceLock::new() }
     }
 
-    /// The versions that somebody looks at, `committed` among them, oldest first. Pins that are too old count no more: their readers
-    /// get an error.
+    /// The versions that somebody looks at, `committed` among them, oldest first. Pins that are too old count no more: their readers get
+    /// an error.
     fn visible_versions(&self) -> Vec<Version> {
+        self.visible_within(usize::MAX)
+    }
+
+    /// The same; while pins keep more than `max_bytes` those of the oldest version count no more either.
+    fn visible_within(&self, max_bytes: usize) -> Vec<Version> {
         let mut pins = self.pins.lock();
-        let max_age = self.max_reader_age;
-        pins.by_version.retain(|_, states| {
+        let max_age = self.bounds.max_age;
+        let committed = pins.committed;
+        let mut too_much = self.held_bytes() > max_bytes;
+        pins.by_version.retain(|version, states| {
+            // One version at a time: what is left is known when its images are gone.
+            let ends = too_much && *version < committed;
+            too_much &= !ends;
             states.retain(|pin| {
-                let expired = pin.since.elapsed() > max_age;
-                if expired {
-                    pin.expired.store(true, Ordering::SeqCst);
-                    self.released.store(true, Ordering::SeqCst);
-                }
-                !expired
+                let bound = match pin.since.elapsed() > max_age {
+                    true => PinBound::Age(max_age),
+                    false if ends => PinBound::Bytes(max_bytes),
+                    false => return true,
+                };
+                let _ = pin.expired.set(bound);
+                self.released.store(true, Ordering::SeqCst);
+                false
             });
             !states.is_empty()
         });
@@ -395,16 +442,14 @@ impl PageStore {
         versions
     }
 
-    fn smallest_pin(&self) -> Version {
-        self.visible_versions()[0]
-    }
-
     /// Drops the images that nobody can see.
     fn collect(&self) {
         let mut held = self.held.lock();
         // Before the pins are looked at: one that goes in between counts the next time.
         let released = self.released.swap(false, Ordering::SeqCst);
-        let visible = self.visible_versions();
+        let visible = self.visible_within(self.bounds.max_bytes);
+        // Those that ended just now keep nothing already.
+        let released = released | self.released.swap(false, Ordering::SeqCst);
         let committed = visible[visible.len() - 1];
         if released {
             held.retain(|number| self.collect_page(PageNumber(*number), &visible));
@@ -430,29 +475,66 @@ impl PageStore {
     /// True: an older image is kept for a pin.
     fn collect_page(&self, number: PageNumber, visible: &[Version]) -> bool {
         let mut shard = self.shard(number).write();
-        shard.get_mut(&number.0).is_some_and(|chain| self.prune(chain, visible))
+        let Some(chain) = shard.get_mut(&number.0) else {
+            return false;
+        };
+        let holds = self.prune(chain, visible);
+        if chain.is_empty() {
+            shard.remove(&number.0);
+        }
+        holds
     }
 
-    /// Keeps of a chain what is above the committed version, and for each visible version the newest image at or below it. True: more
-    /// than one image at or below the committed version is left.
+    /// Keeps of a chain what is above the committed version, and for each visible version the newest image at or below it. True: an image
+    /// is left that is not the newest at or below the committed version.
     fn prune(&self, chain: &mut Chain, visible: &[Version]) -> bool {
         let committed = visible[visible.len() - 1];
         let mut newer = Version(u64::MAX);
-        let mut settled = 0;
-        chain.retain(|page| {
+        let mut in_file = chain.in_file;
+        let mut held_bytes = 0;
+        // A page that was cut off has its newest image for pins alone, too.
+        let mut is_newest = !chain.cut_off;
+        chain.pages.retain(|page| {
             let version = page.version();
+            if in_file.is_some_and(|in_file| version < in_file) {
+                newer = in_file.take().unwrap_or(newer);
+                is_newest = false;
+            }
             let seen = visible.iter().any(|pin| version <= *pin && *pin < newer);
             let keep = version > committed || seen;
             if version <= committed {
                 newer = version;
-                settled += usize::from(keep);
+                held_bytes += if keep && !is_newest { page.memory_bytes() } else { 0 };
+                is_newest = false;
             }
             if !keep {
                 self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
             }
             keep
         });
-        settled > 1
+        if chain.in_file == in_file {
+            // Nothing older is left of what it was noted for.
+            chain.in_file = None;
+        }
+        self.set_held(chain, held_bytes);
+        held_bytes > 0
+    }
+
+    /// Takes images out of a chain.
+    fn evict(&self, chain: &mut Chain, goes: impl Fn(Version) -> bool) {
+        chain.pages.retain(|page| {
+            let goes = goes(page.version());
+            if goes {
+                self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
+            }
+            !goes
+        });
+    }
+
+    fn set_held(&self, chain: &mut Chain, held_bytes: usize) {
+        self.held_bytes.fetch_add(held_bytes, Ordering::Relaxed);
+        self.held_bytes.fetch_sub(chain.held_bytes, Ordering::Relaxed);
+        chain.held_bytes = held_bytes;
     }
 
     // ---- checkpoint: called by one thread at a time, in this order
@@ -491,26 +573,59 @@ impl PageStore {
         page_count: u32,
         upto: Version,
     ) -> io::Result<()> {
-        let smallest = self.smallest_pin();
+        let visible = self.visible_versions();
+        let smallest = visible[0];
         if smallest >= upto {
             return Ok(());
         }
         let old_pages = self.file_page_count();
-        let cut = (page_count + 1..=old_pages).map(PageNumber);
-        for number in numbers.chain(cut) {
-            if self.cached_at(number, smallest).is_some() {
+        let cut = (page_count + 1..=old_pages).map(|number| (PageNumber(number), true));
+        for (number, cut_off) in numbers.map(|number| (number, false)).chain(cut) {
+            let Some(version) = self.due_in_memory(number, upto, &visible) else {
+                continue;
+            };
+            let mut buffer = Page::buffer(self.page_size);
+            if !self.read_file(number, &mut buffer)? {
                 continue;
             }
-            let mut buffer = Page::buffer(self.page_size);
-            if self.read_file(number, &mut buffer)? {
-                let page = Page::new(number, Version(0), buffer);
-                self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
-                self.shard(number).write().entry(number.0).or_default().push(Arc::new(page));
-                // Pages that are about to be written get the version of that image when they are.
+            let page = Arc::new(Page::new(number, version, buffer));
+            self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
+            {
+                let mut shard = self.shard(number).write();
+                let chain = shard.entry(number.0).or_default();
+                let held_bytes = chain.held_bytes + page.memory_bytes();
+                let at = chain.pages.partition_point(|other| other.version() > version);
+                chain.pages.insert(at, page);
+                chain.in_file = None;
+                chain.cut_off |= cut_off;
+                self.set_held(chain, held_bytes);
+            }
+            if cut_off {
                 self.resident.lock().entry(number.0).or_insert(None);
             }
+            self.held.lock().insert(number.0);
+            // The pin may have gone meanwhile.
+            self.released.store(true, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// The version of the file's image of a page, if some pin below `upto` sees it there.
+    fn due_in_memory(&self, number: PageNumber, upto: Version, visible: &[Version]) -> Option<Version> {
+        let shard = self.shard(number).read();
+        let Some(chain) = shard.get(&number.0) else {
+            return Some(Version(0));
+        };
+        let (in_file, newer) = match chain.in_file {
+            Some(in_file) => {
+                (in_file, chain.pages.iter().rev().map(|page| page.version()).find(|page| *page > in_file))
+            }
+            // Older than all of the chain; how much does not matter.
+            None => (Version(0), chain.pages.last().map(|page| page.version())),
+        };
+        // From `upto` on it is another one, or cut off.
+        let newer = newer.map_or(upto, |newer| newer.min(upto));
+        visible.iter().any(|pin| in_file <= *pin && *pin < newer).then_some(in_file)
     }
 
     /// The file now is the database at `version`, `page_count` pages long.
@@ -533,30 +648,36 @@ impl PageStore {
         }
         let visible = self.visible_versions();
         let smallest = visible[0];
+        let mut held = self.held.lock();
         resident.retain(|number, in_file| {
             let mut shard = self.shard(PageNumber(*number)).write();
             let Some(chain) = shard.get_mut(number) else {
                 return false;
             };
-            self.prune(chain, &visible);
-            let below = chain.iter().filter(|page| page.version() <= version).count();
-            let oldest = chain.last().map(|page| page.version());
-            let replaced = if *number > page_count {
-                // The file has nothing: the image is needed until nobody looks at an older version.
-                smallest >= version
-            } else {
-                // The file has the same. Page 1 stays.
-                oldest == *in_file && *number != 1
-            };
-            let evict = below == 1 && replaced && oldest.is_some_and(|oldest| oldest <= smallest);
-            if evict && let Some(page) = chain.pop() {
-                self.memory_bytes.fetch_sub(page.memory_bytes(), Ordering::Relaxed);
+            let mut stays = false;
+            if *number > page_count {
+                // The file has nothing: the images are needed until nobody looks at an older version.
+                stays = smallest < version;
+                chain.cut_off = chain.pages.first().is_none_or(|page| page.version() <= version);
+                if !stays {
+                    self.evict(chain, |page| page <= version);
+                }
+            } else if *number != 1 {
+                // Without this image older ones would be taken for it.
+                let older = |page: &Arc<Page>| in_file.is_some_and(|in_file| page.version() < in_file);
+                let there = chain.pages.iter().any(|page| Some(page.version()) == *in_file);
+                chain.in_file = in_file.filter(|_| there && chain.pages.iter().any(older));
+                self.evict(chain, |page| Some(page) == *in_file);
+            }
+            if self.prune(chain, &visible) {
+                held.insert(*number);
             }
             if chain.is_empty() {
                 shard.remove(number);
             }
-            below > 0 && !evict
+            stays
         });
+        drop(held);
         self.resident.lock().extend(resident);
         // Pins may have been released since the last commit.
         self.collect();
@@ -578,10 +699,10 @@ impl Pin {
 
     /// An error once the pin counts no more. To be asked after a page was looked up.
     fn check(&self) -> Result<(), PageError> {
-        if self.state.expired.load(Ordering::SeqCst) {
-            return Err(PageError::TooOld(self.store.max_reader_age));
+        match self.state.expired.get() {
+            Some(bound) => Err(PageError::TooOld(*bound)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub fn page(&self, number: PageNumber) -> Result<Option<Arc<Page>>, PageError> {
@@ -614,10 +735,9 @@ impl Pin {
     /// The same version, pinned a second time.
     pub fn again(&self) -> Pin {
         let mut pins = self.store.pins.lock();
-        let expired = self.state.expired.load(Ordering::SeqCst);
-        let state =
-            Arc::new(PinState { version: self.version(), since: self.state.since, expired: AtomicBool::new(expired) });
-        if !expired {
+        let expired = self.state.expired.clone();
+        let state = Arc::new(PinState { version: self.version(), since: self.state.since, expired });
+        if state.expired.get().is_none() {
             pins.by_version.entry(self.version()).or_default().push(state.clone());
         }
         Pin { store: self.store.clone(), state, hash: self.hash, page_count: self.page_count.clone() }

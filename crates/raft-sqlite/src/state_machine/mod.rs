@@ -28,6 +28,7 @@ use tracing::Instrument as _;
 use catalog::Catalog;
 use command::Command;
 use observer::ApplyObserver;
+use snapshot::SendCounters;
 
 use crate::database::DatabaseError;
 use crate::database::job::Job;
@@ -115,6 +116,7 @@ struct Inner {
     files: tokio::sync::Mutex<()>,
     /// Why this node serves no more, if so.
     broken: Mutex<Option<String>>,
+    send_counters: Arc<SendCounters>,
 }
 
 /// The state machine of this node; clones share it.
@@ -139,6 +141,7 @@ impl Machine {
                 checkpointed: Arc::new(AtomicU64::new(checkpointed)),
                 files: tokio::sync::Mutex::new(()),
                 broken: Mutex::new(None),
+                send_counters: Arc::default(),
                 setup,
             }),
         };
@@ -244,6 +247,11 @@ impl Machine {
     /// Where this node counts.
     pub fn recorder(&self) -> &Recorder {
         &self.inner.setup.options.recorder
+    }
+
+    /// What was sent of snapshots.
+    pub fn send_counters(&self) -> &Arc<SendCounters> {
+        &self.inner.send_counters
     }
 
     /// Readers of all databases.

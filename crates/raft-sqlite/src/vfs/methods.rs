@@ -9,14 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::ffi::{self, *};
 
 use super::capture::{Capture, Refused};
 use super::refuse;
-use crate::page::store::{PageError, PageStore, Pin};
+use crate::page::store::{PageError, PageStore, Pin, PinBound};
 use crate::page::{Page, PageMap, PageNumber, Version};
 
 /// The name the VFS is registered under.
@@ -40,7 +39,7 @@ pub(super) struct ReadProgress {
     /// The version that it has pinned.
     pub pinned: Option<Version>,
     /// It asked for a page after its pin had become too old: the bound.
-    pub too_old: Option<Duration>,
+    pub too_old: Option<PinBound>,
 }
 
 struct Name {
@@ -179,8 +178,8 @@ impl ReaderFile {
                     if there { SQLITE_OK } else { SQLITE_IOERR_SHORT_READ }
                 }
                 Err(error) => {
-                    if let PageError::TooOld(max_age) = &error {
-                        self.progress.lock().too_old = Some(*max_age);
+                    if let PageError::TooOld(bound) = &error {
+                        self.progress.lock().too_old = Some(*bound);
                     }
                     read_failed(&error)
                 }

@@ -14,14 +14,13 @@ pub(crate) mod refuse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::page::Version;
-use crate::page::store::PageStore;
+use crate::page::store::{PageStore, PinBound};
 use capture::Capture;
 use methods::View;
 
@@ -245,8 +244,8 @@ impl ReaderConnection {
         }
     }
 
-    /// The bound on a read transaction's age, if the last one ran into it.
-    pub fn too_old(&self) -> Option<Duration> {
+    /// The bound that the last read transaction ran into, if it did.
+    pub fn too_old(&self) -> Option<PinBound> {
         self.progress.lock().too_old
     }
 

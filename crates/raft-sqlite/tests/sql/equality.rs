@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestError, TestRunner};
 use raft_sqlite::rusqlite::Connection;
 use raft_sqlite::{
-    Database, ErrorClass, Executed, ReadConsistency, ReadError, Rows, SqlError, Statement, Value, WriteError,
+    ErrorClass, Executed, LocalDatabase, ReadConsistency, ReadError, Rows, SqlError, Statement, Value, WriteError,
 };
 
 use super::nodes::{Nodes, PATIENCE};
@@ -156,7 +156,7 @@ fn add(count: &Cell<usize>, more: usize) {
 }
 
 impl Pair<'_> {
-    fn database(&self, node: usize) -> Database {
+    fn database(&self, node: usize) -> LocalDatabase {
         self.nodes.node(node).database(self.name)
     }
 

@@ -1,19 +1,19 @@
 //! What random SQL and the files found in the handle, one by one.
 
-use raft_sqlite::{Database, ErrorClass, Executed, ReadConsistency, SqlError, Statement, Value, WriteError};
+use raft_sqlite::{ErrorClass, Executed, LocalDatabase, ReadConsistency, SqlError, Statement, Value, WriteError};
 
 use super::nodes::Nodes;
 
 /// SQLite's extended codes.
 const SQLITE_CONSTRAINT_FOREIGNKEY: i32 = 787;
 
-async fn table(nodes: &Nodes) -> Database {
+async fn table(nodes: &Nodes) -> LocalDatabase {
     let database = nodes.leader().await.database("app");
     database.execute("CREATE TABLE t(k INTEGER PRIMARY KEY, v)").await.unwrap();
     database
 }
 
-async fn count(database: &Database) -> Value {
+async fn count(database: &LocalDatabase) -> Value {
     database.query("SELECT count(*) FROM t", ReadConsistency::Linearizable).await.unwrap()[0][0].clone()
 }
 
@@ -159,7 +159,7 @@ async fn vacuum_runs_on_any_node_and_within_the_bound() {
     for key in 0..60i64 {
         database.execute(Statement::new("INSERT INTO t VALUES (?, zeroblob(7000))").bind(key)).await.unwrap();
     }
-    let pages = async |database: &Database| {
+    let pages = async |database: &LocalDatabase| {
         let rows = database.query("PRAGMA page_count", ReadConsistency::Linearizable).await.unwrap();
         match rows[0][0] {
             Value::Integer(pages) => pages,

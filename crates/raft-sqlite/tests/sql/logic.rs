@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use raft_sqlite::rusqlite::Connection;
 use raft_sqlite::rusqlite::ffi::SQLITE_READONLY;
-use raft_sqlite::{Database, ErrorClass, ReadConsistency, ReadError, Value, WriteError};
+use raft_sqlite::{ErrorClass, LocalDatabase, ReadConsistency, ReadError, Value, WriteError};
 use sqllogictest::{AsyncDB, DB, DBOutput, DefaultColumnType, Record, Runner};
 
 use super::nodes::{Nodes, PATIENCE};
@@ -85,7 +85,7 @@ struct Replicated {
 }
 
 impl Replicated {
-    fn next(&mut self) -> Database {
+    fn next(&mut self) -> LocalDatabase {
         self.turn += 1;
         self.nodes.node(self.turn).database(&self.name)
     }

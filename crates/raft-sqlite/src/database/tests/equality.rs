@@ -413,11 +413,22 @@ fn pinned_versions_stay_whole_under_concurrent_checkpoints() {
             .map(|(thread, done)| {
                 let (leader, stop) = (&leader, &stop);
                 scope.spawn(move || {
+                    // Of one thread, from several versions on.
+                    let mut old: VecDeque<_> = (0..6).map(|_| leader.pin()).collect();
+                    let mut random = Random::new(thread as u64);
                     while !stop.load(SeqCst) {
                         let pin = leader.pin();
                         if thread == 0 {
+                            old.clear();
                             leader.checkpoint(pin, position(done.load(SeqCst))).unwrap();
+                        } else if thread == 1 {
+                            assert_whole(&old[random.below(6) as usize]);
+                            if random.below(3) == 0 {
+                                old.remove(random.below(6) as usize);
+                                old.push_back(pin);
+                            }
                         } else {
+                            old.clear();
                             (0..4).for_each(|_| assert_whole(&pin));
                         }
                         done.fetch_add(1, SeqCst);
@@ -443,6 +454,12 @@ fn pinned_versions_stay_whole_under_concurrent_checkpoints() {
     });
     writer.discard();
     assert!(leader.verify().unwrap());
+    // Nobody holds anything any more.
+    leader.checkpoint(leader.pin(), position(u64::MAX)).unwrap();
+    leader.checkpoint(leader.pin(), position(u64::MAX)).unwrap();
+    let statistics = leader.statistics();
+    assert_eq!(statistics.held_bytes, 0);
+    assert!(statistics.memory_bytes < 2 * 1024, "{statistics:?}");
 }
 
 /// SQLite never writes the page that holds byte 2^30: a database that grows over it is equal everywhere all the same.
