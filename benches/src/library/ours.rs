@@ -81,7 +81,7 @@ async fn select(db: &raft_sqlite::Database, callers: usize, duration: Duration, 
 }
 
 /// One transaction, as a program on the leader writes it.
-async fn insert_rows(db: &raft_sqlite::Database, first: u64) -> Result<(), WriteError<rusqlite::Error>> {
+async fn insert_rows(db: &raft_sqlite::LocalDatabase, first: u64) -> Result<(), WriteError<rusqlite::Error>> {
     let values: Vec<Vec<u8>> = (first..first + ROWS).map(load::value).collect();
     db.write(move |context| {
         let mut insert = context.connection().prepare_cached(INSERT)?;
