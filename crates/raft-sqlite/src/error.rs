@@ -172,6 +172,9 @@ pub enum CallError {
     /// No leader is known. Nothing was sent.
     #[error("no leader is known")]
     NoLeader,
+    /// This node has stopped. Nothing was sent.
+    #[error("this node has stopped")]
+    Stopped,
     /// It did not reach the leader's handler: no effect.
     #[error("the leader was not reached: {0}")]
     NotSent(String),

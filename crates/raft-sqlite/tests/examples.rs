@@ -12,6 +12,29 @@ fn embedded() {
     assert!(text.contains("is a plain SQLite file with 3 words"), "{text}");
 }
 
+#[test]
+fn counter() {
+    let text = run("counter");
+    let stands = text.split("the counter stands at ").nth(1).and_then(|count| count.trim().parse::<i64>().ok());
+    assert!(stands.is_some_and(|count| (100..=150).contains(&count)), "{text}");
+}
+
+#[test]
+fn http() {
+    let text = run("http");
+    for line in
+        ["PUT /kv/greeting: 204", "GET /kv/greeting: 200 hello", "DELETE /kv/greeting: 204", "GET /kv/greeting: 404"]
+    {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
+#[test]
+fn synchronous() {
+    let text = run("synchronous");
+    assert!(text.contains("Zermatt: -2.5 degrees"), "{text}");
+}
+
 /// What an example prints.
 fn run(name: &str) -> String {
     let test = std::env::current_exe().expect("a test has a path");

@@ -35,7 +35,7 @@ pub(super) fn of_write(error: WriteError<Refusal>) -> Failed {
 
 pub(super) fn of_call(error: CallError) -> Failed {
     match error {
-        CallError::NoLeader | CallError::NotSent(_) => Failed::TryLater,
+        CallError::NoLeader | CallError::NotSent(_) | CallError::Stopped => Failed::TryLater,
         CallError::OutcomeUnknown(reason) => {
             tracing::debug!(reason, "the outcome of a forwarded write is not known");
             Failed::For(KvError::TimeoutDueToConnectionLost)

@@ -218,6 +218,7 @@ impl Database {
             Err(error @ (CallError::NoLeader | CallError::NotSent(_))) => {
                 Err(MigrationError::Retryable(error.to_string()))
             }
+            Err(error @ CallError::Stopped) => Err(MigrationError::Fatal(error.to_string())),
             Err(error @ CallError::OutcomeUnknown(_)) => Err(MigrationError::OutcomeUnknown(error.to_string())),
         }
     }

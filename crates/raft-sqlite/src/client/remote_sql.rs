@@ -324,6 +324,7 @@ pub(crate) fn decode_database_change(
         Err(CallError::Handler(failure)) => Err(decode_plain_failure(&failure)),
         Err(CallError::OutcomeUnknown(why)) => Err(WriteError::OutcomeUnknown(why)),
         Err(CallError::NoLeader) => Err(WriteError::NotLeader { leader: None }),
+        Err(CallError::Stopped) => Err(WriteError::Fatal("it was shut down".into())),
         Err(CallError::NotSent(why)) => Err(WriteError::Rejected(why)),
     }
 }

@@ -108,6 +108,7 @@ impl Database {
             Err(CallError::Handler(error)) => Err(remote_sql::decode_failure(&error)),
             Err(CallError::OutcomeUnknown(why)) => Err(WriteError::OutcomeUnknown(why)),
             Err(CallError::NoLeader) => Err(WriteError::NotLeader { leader: None }),
+            Err(CallError::Stopped) => Err(WriteError::Fatal("it was shut down".into())),
             Err(CallError::NotSent(why)) => {
                 // No effect, and the same call may go through later.
                 tracing::warn!(database = self.name(), why, "a write did not reach the leader");

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 /// Answers calls on the leader. The answer and the error are the application's own bytes.
 pub trait CallHandler: Send + Sync {
     /// Runs one call. It is run on a node that leads when it begins; whether it still does is the handler's business (a write through
-    /// [`crate::Database::write`] checks it).
+    /// [`crate::LocalDatabase::write`] checks it).
     ///
     /// # Cancellation
     /// The future may be dropped at any await when the caller goes away.

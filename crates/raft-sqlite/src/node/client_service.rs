@@ -88,6 +88,7 @@ impl Client for ClientService {
             Ok(reply) => Outcome::Reply(reply),
             Err(CallError::Handler(error)) => Outcome::Error(error),
             Err(CallError::NoLeader) => Outcome::NoLeader(true),
+            Err(error @ CallError::Stopped) => Outcome::NotSent(error.to_string()),
             Err(CallError::NotSent(why)) => Outcome::NotSent(why),
             Err(CallError::OutcomeUnknown(why)) => Outcome::Unknown(why),
         };

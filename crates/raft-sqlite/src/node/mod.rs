@@ -226,7 +226,7 @@ impl NodeInner {
         match &answer {
             // The handler's own refusals are answers.
             Ok(_) | Err(CallError::Handler(_)) => {}
-            Err(CallError::NoLeader | CallError::NotSent(_)) => {
+            Err(CallError::NoLeader | CallError::NotSent(_) | CallError::Stopped) => {
                 self.machine.recorder().call_errors.count(ErrorClass::Retryable);
             }
             Err(CallError::OutcomeUnknown(_)) => {
@@ -462,7 +462,9 @@ impl Node {
             }
             // Until the leadership changes, or soon: the leader may be opening its writers.
             let pause = left.min(Duration::from_millis(20));
-            let _ = tokio::time::timeout(pause, leadership.changed()).await;
+            if let Ok(Err(_)) = tokio::time::timeout(pause, leadership.changed()).await {
+                return Err(CallError::Stopped);
+            }
         }
     }
 

@@ -42,6 +42,11 @@ use crate::page::Version;
 /// How often a new database tries again to take the place of a dropped one's file.
 const FORGET_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Any other failure stops the node: it would not go away by itself.
+fn is_full_disk(error: &DatabaseError) -> bool {
+    matches!(error, DatabaseError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+}
+
 /// What applying a command told: the same on every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandOutcome {
@@ -393,7 +398,7 @@ impl Machine {
         while self.inner.dropped.lock().contains(name) {
             match self.checkpoint(self.pin()).await {
                 Ok(()) => {}
-                Err(error @ DatabaseError::Io { .. }) if !self.inner.stopping.load(Ordering::SeqCst) => {
+                Err(error) if is_full_disk(&error) && !self.inner.stopping.load(Ordering::SeqCst) => {
                     tracing::warn!(database = name, %error, "a database of this name was dropped, and its file cannot go yet: trying again");
                     tokio::time::sleep(FORGET_RETRY_INTERVAL).await;
                 }
