@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         })
         .collect();
     let counted = "SELECT count(*) FROM counted";
-    while nodes[0].database("app").query_row(counted, ReadConsistency::Local).await?.get::<i64>(0)? < TURNS / 2 {
+    while nodes[0].database("app").query_row(counted, ReadConsistency::Linearizable).await?.get::<i64>(0)? < TURNS / 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // The one that leads, of all nodes: its callers are told, and another takes over.

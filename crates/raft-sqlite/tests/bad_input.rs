@@ -122,7 +122,7 @@ async fn mistakes_are_told_alike_by_every_node_and_nobody_else_notices() {
             assert_eq!((error.extended_code, error.statement), (code, 1), "{statement:?}: {error}");
         }
         // As a query, where it is one.
-        let query = database.query(statement.clone(), ReadConsistency::Local).await;
+        let query = database.query(statement.clone(), ReadConsistency::Linearizable).await;
         let error = query.expect_err(&format!("{statement:?}"));
         assert!(matches!(error, ReadError::Sql(_)), "{statement:?}: {error:?}");
         assert_eq!(error.class(), ErrorClass::Rejected);
@@ -246,6 +246,7 @@ async fn names_that_are_none_and_writes_where_only_reads_are() {
     assert_eq!(nodes.node(0).database_names(), ["app"]);
     for sql in ["DELETE FROM t", "CREATE TABLE w(a)", "PRAGMA user_version = 9", "VACUUM"] {
         for node in 0..3 {
+            nodes.node(node).linearize().await.unwrap();
             let query = nodes.node(node).database("app").query(sql, ReadConsistency::Local).await;
             let error = query.expect_err(sql);
             assert!(matches!(error, ReadError::Sql(_)), "{sql}: {error:?}");
