@@ -30,7 +30,7 @@ use tokio::runtime::Runtime;
 
 use crate::client::{
     ClientBuilder, ConnectError, Executed, Migrated, Migration, MigrationError, ReadConsistency, Row, RowStream, Rows,
-    SqlError, Statement,
+    SqlError, Statement, TransactionError, TransactionOptions,
 };
 use crate::config::NodeConfig;
 use crate::database::DatabaseError;
@@ -277,6 +277,29 @@ impl Database {
         Ok(RowIterator { rows, threads: self.threads.clone() })
     }
 
+    /// See [`crate::Database::with_timeout`].
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { database: self.database.with_timeout(timeout), threads: self.threads.clone() }
+    }
+
+    /// See [`crate::Database::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(&self) -> Result<Transaction, TransactionError> {
+        self.begin_with(TransactionOptions::default())
+    }
+
+    /// See [`crate::Database::begin_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, TransactionError> {
+        let transaction = self.threads.wait(self.database.begin_with(options))?;
+        Ok(Transaction { transaction, threads: self.threads.clone() })
+    }
+
     /// See [`crate::Database::migrate`].
     ///
     /// # Errors
@@ -291,6 +314,79 @@ impl Database {
     /// As there.
     pub fn wait_for_version(&self, version: Version, patience: Duration) -> Result<(), ReadError> {
         self.threads.wait(self.database.wait_for_version(version, patience))
+    }
+}
+
+/// A [`crate::Transaction`] whose calls block. Dropped, it is rolled back.
+#[derive(Debug)]
+pub struct Transaction {
+    transaction: crate::Transaction,
+    threads: Threads,
+}
+
+impl Transaction {
+    /// See [`crate::Transaction::execute`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn execute(&mut self, statement: impl Into<Statement>) -> Result<Executed, TransactionError> {
+        self.threads.wait(self.transaction.execute(statement))
+    }
+
+    /// See [`crate::Transaction::query`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn query(&mut self, statement: impl Into<Statement>) -> Result<Rows, TransactionError> {
+        self.threads.wait(self.transaction.query(statement))
+    }
+
+    /// See [`crate::Transaction::query_row`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn query_row(&mut self, statement: impl Into<Statement>) -> Result<Row, TransactionError> {
+        self.threads.wait(self.transaction.query_row(statement))
+    }
+
+    /// See [`crate::Transaction::savepoint`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn savepoint(&mut self, name: &str) -> Result<(), TransactionError> {
+        self.threads.wait(self.transaction.savepoint(name))
+    }
+
+    /// See [`crate::Transaction::release`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn release(&mut self, name: &str) -> Result<(), TransactionError> {
+        self.threads.wait(self.transaction.release(name))
+    }
+
+    /// See [`crate::Transaction::rollback_to`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rollback_to(&mut self, name: &str) -> Result<(), TransactionError> {
+        self.threads.wait(self.transaction.rollback_to(name))
+    }
+
+    /// See [`crate::Transaction::commit`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit(self) -> Result<Version, TransactionError> {
+        self.threads.wait(self.transaction.commit())
+    }
+
+    /// See [`crate::Transaction::rollback`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rollback(self) -> Result<(), TransactionError> {
+        self.threads.wait(self.transaction.rollback())
     }
 }
 

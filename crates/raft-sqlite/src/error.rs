@@ -41,6 +41,9 @@ pub enum WriteError<E = std::convert::Infallible> {
     /// No room for the log on this node's disk. No effect.
     #[error("no space is left for the log on this node: free some; writes go on by themselves")]
     DiskFull,
+    /// The caller's deadline passed. No effect: it never began, or was interrupted and rolled back.
+    #[error("the deadline has passed: {0}")]
+    Timeout(String),
     /// SQLite refused to begin or to commit. Rolled back.
     #[error("SQLite: {0}")]
     Sql(#[source] rusqlite::Error),
@@ -67,6 +70,7 @@ impl<E> WriteError<E> {
             WriteError::Overloaded => WriteError::Overloaded,
             WriteError::TooLarge { limit_bytes } => WriteError::TooLarge { limit_bytes },
             WriteError::DiskFull => WriteError::DiskFull,
+            WriteError::Timeout(why) => WriteError::Timeout(why),
             WriteError::Sql(error) => WriteError::Sql(error),
             WriteError::Rejected(why) => WriteError::Rejected(why),
             WriteError::OutcomeUnknown(why) => WriteError::OutcomeUnknown(why),
@@ -77,7 +81,9 @@ impl<E> WriteError<E> {
     /// What became of the call.
     pub fn class(&self) -> ErrorClass {
         match self {
-            WriteError::NotLeader { .. } | WriteError::Overloaded | WriteError::DiskFull => ErrorClass::Retryable,
+            WriteError::NotLeader { .. } | WriteError::Overloaded | WriteError::DiskFull | WriteError::Timeout(_) => {
+                ErrorClass::Retryable
+            }
             WriteError::TooLarge { .. } | WriteError::Sql(_) | WriteError::Rejected(_) | WriteError::Closure(_) => {
                 ErrorClass::Rejected
             }
@@ -142,6 +148,9 @@ pub enum ReadError {
     /// The closure panicked.
     #[error("the closure of the read panicked")]
     Panicked,
+    /// The caller's deadline passed: the read was interrupted, or never began.
+    #[error("the deadline has passed: {0}")]
+    DeadlinePassed(String),
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),
@@ -155,7 +164,8 @@ impl ReadError {
             | ReadError::Timeout(_)
             | ReadError::Overloaded
             | ReadError::TooOld { .. }
-            | ReadError::HoldsTooMuch { .. } => ErrorClass::Retryable,
+            | ReadError::HoldsTooMuch { .. }
+            | ReadError::DeadlinePassed(_) => ErrorClass::Retryable,
             ReadError::NoSuchDatabase(_)
             | ReadError::Sql(_)
             | ReadError::Row(_)

@@ -206,7 +206,8 @@ async fn closures_that_panic_and_callers_that_go_away_harm_nobody() {
     let of = |kind: &str| keys.iter().find(|(found, _)| found == kind).map_or(0, |(_, count)| *count);
     assert_eq!((of("stay"), of("panic"), of("refuse")), (50, 0, 0));
     assert!(of("leave") <= 50);
-    assert_eq!(of("left"), 99, "what was queued is run, whoever waits for it");
+    assert!(of("left") <= 99);
+    // What nobody waits for any more does not begin; what has begun is done as a whole.
     assert_eq!(of("stay") + of("leave") + of("left") + 100, ran.load(Ordering::SeqCst) as i64);
 
     // Reads.

@@ -17,7 +17,7 @@ pub(super) enum Failed {
 
 pub(super) fn of_write(error: WriteError<Refusal>) -> Failed {
     match error {
-        WriteError::NotLeader { .. } => Failed::TryLater,
+        WriteError::NotLeader { .. } | WriteError::Timeout(_) => Failed::TryLater,
         WriteError::Rejected(reason) => Failed::For(KvError::Internal(reason)),
         WriteError::Sql(error) => Failed::For(from_sql(&error)),
         WriteError::Overloaded => Failed::For(KvError::TooManyRequests),
@@ -56,7 +56,7 @@ pub(super) fn is_absent(error: &ReadError) -> bool {
 pub(super) fn of_read(error: ReadError) -> KvError {
     match error {
         ReadError::NoLeader(_) => KvError::NoLeader,
-        ReadError::Timeout(_) => KvError::Timeout,
+        ReadError::Timeout(_) | ReadError::DeadlinePassed(_) => KvError::Timeout,
         ReadError::Overloaded => KvError::TooManyRequests,
         other @ (ReadError::NoSuchDatabase(_)
         | ReadError::TooOld { .. }

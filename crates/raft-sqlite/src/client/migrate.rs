@@ -389,6 +389,7 @@ fn from_write(error: WriteError<MigrationStep>) -> MigrationError {
         WriteError::NotLeader { leader } => {
             MigrationError::Retryable(WriteError::<std::convert::Infallible>::NotLeader { leader }.to_string())
         }
+        WriteError::Timeout(why) => MigrationError::Retryable(why),
         WriteError::Overloaded => MigrationError::Retryable("too many writes are waiting on the leader".into()),
         WriteError::DiskFull => {
             MigrationError::Retryable("no space is left for the log on the leader: free some".into())

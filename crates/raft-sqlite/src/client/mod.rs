@@ -1,5 +1,6 @@
 //! The database handle a program uses.
 
+pub(crate) mod deadline;
 pub(crate) mod migrate;
 mod remote;
 pub(crate) mod remote_sql;
@@ -8,6 +9,8 @@ mod row_serde;
 mod sql;
 mod statement;
 pub(crate) mod stream;
+mod transaction;
+pub(crate) mod transaction_host;
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -25,10 +28,12 @@ pub use row::{ColumnIndex, Row, RowError, Rows};
 pub use sql::{Executed, ReadConsistency, SqlError};
 pub use statement::{Parameters, Statement};
 pub use stream::RowStream;
+pub use transaction::{EndReason, Transaction, TransactionError, TransactionOptions};
 
 use crate::database::DatabaseError;
-use crate::database::job::{ClosureJob, Effect, JobReply, WriteContext};
+use crate::database::job::{ClosureJob, Effect, Job, JobReply, WriteContext};
 use crate::database::reader_pool::Read;
+use crate::database::ticket::{AbandonOnDrop, CancelOnDrop, Ticket};
 use crate::error::{CallError, ReadError, WriteError};
 use crate::network::proto::database_change::Kind;
 use crate::node::Node;
@@ -39,6 +44,7 @@ use crate::page::Version;
 pub struct Database {
     way: Way,
     name: Arc<str>,
+    timeout: Option<Duration>,
 }
 
 /// How a handle reaches its cluster.
@@ -50,7 +56,7 @@ pub(crate) enum Way {
 
 impl Database {
     pub(crate) fn new(way: Way, name: &str) -> Self {
-        Self { way, name: name.into() }
+        Self { way, name: name.into(), timeout: None }
     }
 
     /// Its name.
@@ -91,12 +97,29 @@ impl Database {
 
     /// Calls a built-in handler on the leader.
     pub(crate) async fn call_leader(&self, handler: &str, payload: Bytes) -> Result<Bytes, CallError> {
-        match &self.way {
-            Way::Node(node) => node.call_leader(handler, payload).await,
-            Way::Client(client) => client.call_leader(handler, payload).await,
-        }
+        self.call_leader_until(handler, &|| payload.clone(), None).await
+    }
+
+    /// Calls a built-in handler on the leader; after `deadline` nothing is tried again. `payload`: called for each try.
+    async fn call_leader_until(
+        &self,
+        handler: &str,
+        payload: &(dyn Fn() -> Bytes + Send + Sync),
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, CallError> {
+        let call = async {
+            match &self.way {
+                Way::Node(node) => node.call_leader_until(handler, payload, deadline).await,
+                Way::Client(client) => client.call_leader(handler, payload, deadline).await,
+            }
+        };
+        let late = || Err(CallError::OutcomeUnknown("no answer came before the deadline".into()));
+        deadline::until(deadline, deadline::ANSWER_GRACE, call).await.unwrap_or_else(late)
     }
 }
+
+/// How long past its deadline a write that has begun is waited for: it is being interrupted, or on its way through Raft.
+const LATE_ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A [`Database`] on a node in this process: beside what every handle offers, closures on the node's own connections.
 #[derive(Clone, Debug)]
@@ -124,6 +147,12 @@ impl LocalDatabase {
         Self { database: Database::new(Way::Node(node.clone()), name), node }
     }
 
+    /// As [`Database::with_timeout`].
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { node: self.node.clone(), database: self.database.with_timeout(timeout) }
+    }
+
     /// Runs `closure` on this node's writer thread, inside an SQLite transaction of its own; only on the leader.
     ///
     /// The transaction is committed if the closure gives Ok, rolled back if it gives Err or panics. The future ends when everything
@@ -136,7 +165,7 @@ impl LocalDatabase {
     /// See [`WriteError`]; [`WriteError::class`] says what became of the transaction.
     ///
     /// # Cancellation
-    /// Dropping the future does not undo the write: its outcome is then unknown.
+    /// Dropped before the closure has begun, it is not run. Later, dropping the future does not undo the write: its outcome is unknown.
     pub async fn write<T, E, F>(&self, closure: F) -> Result<T, WriteError<E>>
     where
         F: FnOnce(&mut WriteContext<'_>) -> Result<T, E> + Send + 'static,
@@ -182,15 +211,23 @@ impl LocalDatabase {
         T: Send + 'static,
         E: Send + 'static,
     {
+        let ticket = Ticket::new(self.deadline());
+        let _cancel = CancelOnDrop(ticket.clone());
+        let (job, reply) = ClosureJob::boxed(closure, needs_transaction, ticket.clone());
+        self.submit_job(job).await?;
+        self.finish(reply, &ticket).await
+    }
+
+    /// Queues a job on this node's writer; makes the database if there is none.
+    async fn submit_job<E>(&self, mut job: Box<dyn Job>) -> Result<(), WriteError<E>> {
         let inner = &self.node.inner;
-        let (mut job, reply) = ClosureJob::boxed(closure, needs_transaction);
         if inner.storage.is_full() {
             return Err(WriteError::DiskFull);
         }
         // Twice: for the database that the first turn made.
         for _ in 0..2 {
             match inner.machine.submit(&self.name, job) {
-                Ok(()) => return self.finish(reply).await,
+                Ok(()) => return Ok(()),
                 Err(back) => {
                     job = back;
                     self.create().await?;
@@ -200,9 +237,20 @@ impl LocalDatabase {
         Err(WriteError::Rejected(format!("database {:?} was dropped at the same moment", self.name)))
     }
 
-    async fn finish<T, E>(&self, reply: oneshot::Receiver<JobReply<T, E>>) -> Result<T, WriteError<E>> {
+    async fn finish<T, E>(
+        &self,
+        mut reply: oneshot::Receiver<JobReply<T, E>>,
+        ticket: &Ticket,
+    ) -> Result<T, WriteError<E>> {
         let leader = self.node.inner.leadership.borrow().leader;
-        let (result, outcome) = reply.await.map_err(|_| WriteError::Fatal("the writer has ended".into()))?;
+        let answer = match deadline::until(ticket.deadline(), Duration::ZERO, &mut reply).await {
+            Some(answer) => answer,
+            None if ticket.cancel() => return Err(WriteError::Timeout("it waited for its turn to write".into())),
+            None => tokio::time::timeout(LATE_ANSWER_PATIENCE, reply)
+                .await
+                .map_err(|_| WriteError::OutcomeUnknown("it had begun when its deadline passed".into()))?,
+        };
+        let (result, outcome) = answer.map_err(|_| WriteError::Fatal("the writer has ended".into()))?;
         match outcome {
             Err(refusal) => return Err(refusal.into_error(leader)),
             Ok(Effect::Committed(_)) => {}
@@ -237,13 +285,25 @@ impl LocalDatabase {
     ///
     /// # Errors
     /// See [`ReadError`].
+    ///
+    /// # Cancellation
+    /// Dropping the future interrupts it, and so does the deadline of [`Self::with_timeout`].
     pub async fn read<T, F>(&self, closure: F) -> Result<T, ReadError>
     where
         F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
         T: Send + 'static,
     {
+        self.read_until(closure, self.deadline()).await
+    }
+
+    /// As [`Self::read`], with a deadline that the caller's call has brought.
+    pub(super) async fn read_until<T, F>(&self, closure: F, deadline: Option<Instant>) -> Result<T, ReadError>
+    where
+        F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
+        T: Send + 'static,
+    {
         let began = Instant::now();
-        let read = self.read_here(closure).await;
+        let read = self.read_here(closure, deadline).await;
         let recorder = self.node.inner.machine.recorder();
         match &read {
             Ok(_) => recorder.reads.add(1),
@@ -253,7 +313,7 @@ impl LocalDatabase {
         read
     }
 
-    async fn read_here<T, F>(&self, closure: F) -> Result<T, ReadError>
+    async fn read_here<T, F>(&self, closure: F, deadline: Option<Instant>) -> Result<T, ReadError>
     where
         F: FnOnce(&rusqlite::Connection, Version) -> T + Send + 'static,
         T: Send + 'static,
@@ -287,13 +347,20 @@ impl LocalDatabase {
                 let _ = sender.send(answer.map_err(Some));
             })
         });
-        if !inner.machine.readers().submit(state.replica.clone(), read) {
+        let ticket = Ticket::new(deadline);
+        let _abandon = AbandonOnDrop(ticket.clone());
+        if !inner.machine.readers().submit(state.replica.clone(), read, ticket.clone()) {
             return Err(match inner.machine.readers().is_stopped() {
                 true => ReadError::Fatal("it was shut down".into()),
                 false => ReadError::Overloaded,
             });
         }
-        match receiver.await {
+        let late = || ReadError::DeadlinePassed("the read was interrupted, or its turn had not come".into());
+        let answer = deadline::until(deadline, Duration::ZERO, receiver).await.ok_or_else(late)?;
+        if ticket.was_interrupted() {
+            return Err(late());
+        }
+        match answer {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(None)) => Err(ReadError::Panicked),
             Ok(Err(Some(DatabaseError::ReaderTooOld { max_age }))) => Err(ReadError::TooOld { max_age }),

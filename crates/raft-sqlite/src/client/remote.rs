@@ -12,7 +12,8 @@ use tonic::transport::Channel;
 
 use super::sql::ReadConsistency;
 use super::stream::{Part, Parts};
-use super::{Database, Way, remote_sql};
+use super::transaction::{NotBegun, Wire};
+use super::{Database, SqlError, Way, deadline, remote_sql, transaction_host};
 use crate::NodeId;
 use crate::config::PeerTls;
 use crate::error::{CallError, ReadError, WriteError};
@@ -217,17 +218,29 @@ impl Client {
 
     async fn change_database(&self, name: &str, kind: proto::database_change::Kind) -> Result<bool, WriteError> {
         let payload = remote_sql::encode_database_change(name, kind);
-        let reply = self.call_leader(remote_sql::DATABASES_HANDLER, payload).await;
+        let reply = self.call_leader(remote_sql::DATABASES_HANDLER, &|| payload.clone(), None).await;
         Ok(remote_sql::decode_database_change(reply)?.changed)
     }
 
+    /// How long a call of now may look for a member that takes it.
+    pub(super) fn patient_until(&self, deadline: Option<Instant>) -> Instant {
+        let patience = Instant::now() + self.inner.patience;
+        deadline.map_or(patience, |deadline| deadline.min(patience))
+    }
+
     /// Calls a built-in handler on the leader, through any member that can be reached.
-    pub(super) async fn call_leader(&self, handler: &str, payload: Bytes) -> Result<Bytes, CallError> {
-        let deadline = Instant::now() + self.inner.patience;
+    /// `payload`: called for each try; after `deadline` there is none.
+    pub(super) async fn call_leader(
+        &self,
+        handler: &str,
+        payload: &(dyn Fn() -> Bytes + Send + Sync),
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, CallError> {
+        let deadline = self.patient_until(deadline);
         loop {
             let mut failed = CallError::NoLeader;
             for address in self.inner.addresses() {
-                match self.inner.call(&address, handler, payload.clone()).await {
+                match self.inner.call(&address, handler, payload()).await {
                     Err(error @ (CallError::NoLeader | CallError::NotSent(_))) => failed = error,
                     answer => return answer,
                 }
@@ -240,19 +253,59 @@ impl Client {
         }
     }
 
+    /// Begins a transaction through the first member that lets it.
+    pub(super) async fn begin(&self, begin: wire::TransactionBegin) -> Result<Wire, WriteError<SqlError>> {
+        let deadline = Instant::now() + Duration::from_millis(begin.queue_timeout_ms);
+        loop {
+            let mut failed = "no member was reached".to_owned();
+            for address in self.inner.addresses() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let begin = wire::TransactionBegin {
+                    cluster_id: self.cluster_id(),
+                    queue_timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1),
+                    ..begin.clone()
+                };
+                let client = self.inner.client(&address).map_err(WriteError::Rejected)?;
+                match transaction_host::begin_remotely(client, begin).await {
+                    Ok(wire) => return Ok(wire),
+                    Err(NotBegun::Failed(error)) => return Err(error),
+                    Err(NotBegun::TryOn(why)) => failed = format!("{address}: {why}"),
+                }
+                self.inner.stale.notify_one();
+            }
+            if Instant::now() > deadline {
+                return Err(WriteError::Timeout(format!("no leader let the transaction begin: {failed}")));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
     /// Begins a query on the first member that takes it.
     pub(super) async fn query_parts(
         &self,
         database: &str,
         statement: proto::SqlStatement,
         consistency: ReadConsistency,
+        deadline: Option<Instant>,
+    ) -> Result<Parts, ReadError> {
+        let parts = self.try_query_parts(database, statement, consistency, deadline);
+        let late = || Err(ReadError::DeadlinePassed("no member answered".into()));
+        deadline::until(deadline, deadline::ANSWER_GRACE, parts).await.unwrap_or_else(late)
+    }
+
+    async fn try_query_parts(
+        &self,
+        database: &str,
+        statement: proto::SqlStatement,
+        consistency: ReadConsistency,
+        bound: Option<Instant>,
     ) -> Result<Parts, ReadError> {
         let (consistency, version) = match consistency {
             ReadConsistency::Linearizable => (Consistency::Linearizable, 0),
             ReadConsistency::Local => (Consistency::Local, 0),
             ReadConsistency::AtLeast(version) => (Consistency::AtLeast, version.0),
         };
-        let deadline = Instant::now() + self.inner.patience;
+        let deadline = self.patient_until(bound);
         loop {
             let mut failed = ReadError::NoLeader("no member was reached".into());
             for address in self.inner.addresses() {
@@ -262,6 +315,7 @@ impl Client {
                     statement: Some(statement.clone()),
                     consistency: consistency.into(),
                     version,
+                    timeout_ms: deadline::left_millis(bound),
                 };
                 match self.inner.begin_query(&address, request).await {
                     Ok(parts) => return Ok(parts),
@@ -432,7 +486,7 @@ impl Inner {
 }
 
 /// A status in words, with what caused it: tonic's own say "transport error".
-fn describe(status: &tonic::Status) -> String {
+pub(super) fn describe(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
@@ -459,6 +513,7 @@ fn from_wire(reply: wire::QueryReply) -> Result<Part, ReadError> {
             Ok(Kind::Overloaded) => ReadError::Overloaded,
             Ok(Kind::TooOld) => ReadError::TooOld { max_age: Duration::from_secs(failure.max_age_seconds) },
             Ok(Kind::HoldsTooMuch) => ReadError::HoldsTooMuch { max_bytes: failure.max_bytes },
+            Ok(Kind::DeadlinePassed) => ReadError::DeadlinePassed(failure.message),
             Ok(Kind::Sql) => {
                 let code = rusqlite::ffi::Error::new(failure.extended_code);
                 ReadError::Sql(rusqlite::Error::SqliteFailure(code, Some(failure.message)))

@@ -168,7 +168,7 @@ fn run_script(connection: &Connection, sql: &str, before: u64) -> Result<Stateme
     })
 }
 
-fn sql_error(error: &rusqlite::Error, statement: usize) -> SqlError {
+pub(super) fn sql_error(error: &rusqlite::Error, statement: usize) -> SqlError {
     let extended_code = error.sqlite_error().map_or(1, |error| error.extended_code);
     let message = match extended_code {
         rusqlite::ffi::SQLITE_CONSTRAINT_COMMITHOOK => {
@@ -231,7 +231,10 @@ impl CallHandler for SqlHandler {
             let rejected = |text: String| encode_failure(&WriteError::Rejected(text));
             let inner = node.upgrade().ok_or_else(|| rejected("the node stops".into()))?;
             let batch = proto::SqlBatch::decode(payload).map_err(|error| rejected(error.to_string()))?;
-            let database = Node { inner }.database(&batch.database);
+            let mut database = Node { inner }.database(&batch.database);
+            if batch.timeout_ms > 0 {
+                database = database.with_timeout(std::time::Duration::from_millis(batch.timeout_ms));
+            }
             let statements = batch.statements;
             let vacuum = is_vacuum(&statements);
             let count = statements.len();
@@ -250,50 +253,54 @@ impl CallHandler for SqlHandler {
                 other => encode_failure(&other),
             })?;
             let version = database.node().database_statistics(&batch.database).map_or(0, |now| now.version);
-            Ok(encode_reply(results, version))
+            Ok(encode_reply(&results, version))
         })
     }
 }
 
-fn encode_reply(results: Vec<StatementResult>, version: u64) -> Bytes {
-    let results = results
-        .into_iter()
-        .map(|result| proto::SqlResult {
-            columns: result.rows.columns().to_vec(),
-            rows: result
-                .rows
-                .iter()
-                .map(|row| proto::SqlRow { values: row.values().iter().map(to_proto_value).collect() })
-                .collect(),
-            rows_affected: result.rows_affected,
-            last_insert_rowid: result.last_insert_rowid,
-        })
-        .collect();
+pub(super) fn to_result(result: &StatementResult) -> proto::SqlResult {
+    let row = |row: &super::Row| proto::SqlRow { values: row.values().iter().map(to_proto_value).collect() };
+    proto::SqlResult {
+        columns: result.rows.columns().to_vec(),
+        rows: result.rows.iter().map(row).collect(),
+        rows_affected: result.rows_affected,
+        last_insert_rowid: result.last_insert_rowid,
+    }
+}
+
+pub(super) fn from_result(result: proto::SqlResult, version: Version) -> Executed {
+    let values = |row: proto::SqlRow| row.values.into_iter().map(from_proto_value).collect();
+    Executed {
+        rows_affected: result.rows_affected,
+        last_insert_rowid: result.last_insert_rowid,
+        rows: Rows::new(result.columns, result.rows.into_iter().map(values).collect()),
+        version,
+    }
+}
+
+fn encode_reply(results: &[StatementResult], version: u64) -> Bytes {
+    let results = results.iter().map(to_result).collect();
     Bytes::from(proto::SqlBatchReply { results, version }.encode_to_vec())
 }
 
 pub(super) fn decode_reply(bytes: &[u8]) -> Result<Vec<Executed>, prost::DecodeError> {
     let reply = proto::SqlBatchReply::decode(bytes)?;
     let version = Version(reply.version);
-    let executed = |result: proto::SqlResult| Executed {
-        rows_affected: result.rows_affected,
-        last_insert_rowid: result.last_insert_rowid,
-        rows: Rows::new(
-            result.columns,
-            result.rows.into_iter().map(|row| row.values.into_iter().map(from_proto_value).collect()).collect(),
-        ),
-        version,
-    };
-    Ok(reply.results.into_iter().map(executed).collect())
+    Ok(reply.results.into_iter().map(|result| from_result(result, version)).collect())
 }
 
 fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
+    Bytes::from(to_failure(error).encode_to_vec())
+}
+
+pub(super) fn to_failure(error: &WriteError<SqlError>) -> proto::SqlFailure {
     let (kind, extended_code, statement) = match error {
         WriteError::Closure(error) => (Kind::Sql, error.extended_code, error.statement as u32),
         WriteError::NotLeader { .. } => (Kind::NotLeader, 0, 0),
         WriteError::Overloaded => (Kind::Overloaded, 0, 0),
         WriteError::TooLarge { .. } => (Kind::TooLarge, 0, 0),
         WriteError::DiskFull => (Kind::DiskFull, 0, 0),
+        WriteError::Timeout(_) => (Kind::Timeout, 0, 0),
         WriteError::OutcomeUnknown(_) => (Kind::OutcomeUnknown, 0, 0),
         WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
         WriteError::Sql(_) | WriteError::Rejected(_) => (Kind::Rejected, 0, 0),
@@ -301,10 +308,13 @@ fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
     let message = match error {
         WriteError::Closure(error) => error.message.clone(),
         WriteError::TooLarge { limit_bytes } => limit_bytes.to_string(),
-        WriteError::OutcomeUnknown(why) | WriteError::Fatal(why) | WriteError::Rejected(why) => why.clone(),
+        WriteError::OutcomeUnknown(why)
+        | WriteError::Fatal(why)
+        | WriteError::Rejected(why)
+        | WriteError::Timeout(why) => why.clone(),
         other => other.to_string(),
     };
-    Bytes::from(proto::SqlFailure { kind: kind.into(), message, extended_code, statement }.encode_to_vec())
+    proto::SqlFailure { kind: kind.into(), message, extended_code, statement }
 }
 
 /// Name of the built-in handler that makes and drops databases.
@@ -349,6 +359,10 @@ pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
             return WriteError::OutcomeUnknown(format!("the leader's error could not be read: {error}"));
         }
     };
+    from_failure(failure)
+}
+
+pub(super) fn from_failure(failure: proto::SqlFailure) -> WriteError<SqlError> {
     match Kind::try_from(failure.kind) {
         Ok(Kind::Sql) => WriteError::Closure(SqlError {
             extended_code: failure.extended_code,
@@ -360,6 +374,7 @@ pub(super) fn decode_failure(bytes: &[u8]) -> WriteError<SqlError> {
         Ok(Kind::Overloaded) => WriteError::Overloaded,
         Ok(Kind::TooLarge) => WriteError::TooLarge { limit_bytes: failure.message.parse().unwrap_or(0) },
         Ok(Kind::DiskFull) => WriteError::DiskFull,
+        Ok(Kind::Timeout) => WriteError::Timeout(failure.message),
         Ok(Kind::OutcomeUnknown) | Err(_) => WriteError::OutcomeUnknown(failure.message),
         Ok(Kind::Fatal) => WriteError::Fatal(failure.message),
     }

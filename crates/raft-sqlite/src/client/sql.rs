@@ -1,6 +1,6 @@
 //! SQL through the handle, the same on every node: writes are forwarded to the leader, reads run here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::row::{Row, RowError, Rows};
 use super::statement::Statement;
 use super::stream::RowStream;
-use super::{Database, LocalDatabase, Way, remote_sql};
+use super::{Database, LocalDatabase, Way, deadline, remote_sql};
 use crate::error::{CallError, ReadError, WriteError};
 use crate::network::proto;
 use crate::node::Node;
@@ -100,13 +100,25 @@ impl Database {
     }
 
     async fn run_batch(&self, statements: Vec<proto::SqlStatement>) -> Result<Vec<Executed>, WriteError<SqlError>> {
-        let batch = proto::SqlBatch { database: self.name().to_owned(), statements };
-        let payload = Bytes::from(batch.encode_to_vec());
-        match self.call_leader(remote_sql::HANDLER, payload).await {
+        let batch = proto::SqlBatch { database: self.name().to_owned(), statements, timeout_ms: 0 }.encode_to_vec();
+        let batch = Bytes::from(batch);
+        let deadline = self.deadline();
+        // Each try has what is left of the time. Two encoded messages behind each other are one with the fields of both.
+        let payload = || match deadline {
+            None => batch.clone(),
+            Some(_) => {
+                let bound = proto::SqlBatch { timeout_ms: deadline::left_millis(deadline), ..Default::default() };
+                [&*batch, &*bound.encode_to_vec()].concat().into()
+            }
+        };
+        match self.call_leader_until(remote_sql::HANDLER, &payload, deadline).await {
             Ok(reply) => remote_sql::decode_reply(&reply)
                 .map_err(|why| WriteError::OutcomeUnknown(format!("the leader's answer could not be read: {why}"))),
             Err(CallError::Handler(error)) => Err(remote_sql::decode_failure(&error)),
             Err(CallError::OutcomeUnknown(why)) => Err(WriteError::OutcomeUnknown(why)),
+            Err(CallError::NoLeader | CallError::NotSent(_)) if deadline::is_past(deadline) => {
+                Err(WriteError::Timeout("no leader was reached".into()))
+            }
             Err(CallError::NoLeader) => Err(WriteError::NotLeader { leader: None }),
             Err(CallError::Stopped) => Err(WriteError::Fatal("it was shut down".into())),
             Err(CallError::NotSent(why)) => {
@@ -130,7 +142,7 @@ impl Database {
         let statement = statement.into().to_proto();
         async move {
             match self.way() {
-                Way::Node(node) => node.query_rows(self.name(), statement, consistency).await,
+                Way::Node(node) => node.query_rows(self.name(), statement, consistency, self.deadline()).await,
                 Way::Client(_) => RowStream::open(self, statement, consistency).await?.collect_rows().await,
             }
         }
@@ -175,7 +187,7 @@ impl Database {
         let statement = proto::SqlStatement { max_rows: 1, ..statement.into().to_proto() };
         async move {
             let rows = match self.way() {
-                Way::Node(node) => node.query_rows(self.name(), statement, consistency).await?,
+                Way::Node(node) => node.query_rows(self.name(), statement, consistency, self.deadline()).await?,
                 Way::Client(_) => RowStream::open(self, statement, consistency).await?.collect_rows().await?,
             };
             Ok(rows.into_iter().next())
@@ -203,11 +215,12 @@ impl Node {
         database: &str,
         statement: proto::SqlStatement,
         consistency: ReadConsistency,
+        deadline: Option<Instant>,
     ) -> Result<Rows, ReadError> {
         let database = self.database(database);
-        database.reach(consistency).await?;
+        database.reach(consistency, deadline).await?;
         database
-            .read(move |connection, _| remote_sql::run_statement(connection, &statement))
+            .read_until(move |connection, _| remote_sql::run_statement(connection, &statement), deadline)
             .await?
             .map(|result| result.rows)
             .map_err(ReadError::Sql)
@@ -216,11 +229,15 @@ impl Node {
 
 impl LocalDatabase {
     /// Waits until this node's state is as new as `consistency` says.
-    pub(super) async fn reach(&self, consistency: ReadConsistency) -> Result<(), ReadError> {
-        match consistency {
-            ReadConsistency::Linearizable => self.node().linearize().await,
-            ReadConsistency::Local => Ok(()),
-            ReadConsistency::AtLeast(version) => self.wait_for_version(version, VERSION_PATIENCE).await,
-        }
+    pub(super) async fn reach(&self, consistency: ReadConsistency, deadline: Option<Instant>) -> Result<(), ReadError> {
+        let reached = async {
+            match consistency {
+                ReadConsistency::Linearizable => self.node().linearize().await,
+                ReadConsistency::Local => Ok(()),
+                ReadConsistency::AtLeast(version) => self.wait_for_version(version, VERSION_PATIENCE).await,
+            }
+        };
+        let late = || Err(ReadError::DeadlinePassed("this node's state was not known to be new enough".into()));
+        deadline::until(deadline, Duration::ZERO, reached).await.unwrap_or_else(late)
     }
 }

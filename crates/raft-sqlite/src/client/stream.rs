@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use futures_util::Stream;
 use rusqlite::types::Value;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use super::remote_sql;
 use super::row::{Row, Rows};
 use super::sql::ReadConsistency;
-use super::{Database, Way};
+use super::{Database, Way, deadline};
 use crate::database::{DatabaseError, Reader, explain_refusal, forget_refusal};
 use crate::error::ReadError;
 use crate::network::proto;
@@ -52,8 +53,10 @@ impl RowStream {
         consistency: ReadConsistency,
     ) -> Result<Self, ReadError> {
         let mut parts = match database.way() {
-            Way::Node(node) => node.query_parts(database.name(), statement, consistency).await?,
-            Way::Client(client) => client.query_parts(database.name(), statement, consistency).await?,
+            Way::Node(node) => node.query_parts(database.name(), statement, consistency, database.deadline()).await?,
+            Way::Client(client) => {
+                client.query_parts(database.name(), statement, consistency, database.deadline()).await?
+            }
         };
         match parts.recv().await {
             Some(Ok(Part::Head(columns))) => Ok(Self { columns: columns.into(), ahead: VecDeque::new(), parts }),
@@ -118,9 +121,10 @@ impl Node {
         name: &str,
         statement: proto::SqlStatement,
         consistency: ReadConsistency,
+        deadline: Option<Instant>,
     ) -> Result<Parts, ReadError> {
         let database = self.database(name);
-        database.reach(consistency).await?;
+        database.reach(consistency, deadline).await?;
         let inner = &self.inner;
         if let Some(why) = inner.machine.broken() {
             return Err(ReadError::Fatal(why));
@@ -128,11 +132,10 @@ impl Node {
         let permit = inner.streams.clone().try_acquire_owned().map_err(|_| ReadError::Overloaded)?;
         let state = inner.machine.database(name).ok_or_else(|| ReadError::NoSuchDatabase(name.to_owned()))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let told = sender.clone();
-            if let Err(error) = run(&runtime, || state.replica.open_reader(), &statement, &sender) {
+            if let Err(error) = run(|| state.replica.open_reader(), &statement, deadline, &sender) {
                 let _ = told.blocking_send(Err(error));
             }
         });
@@ -151,25 +154,25 @@ pub(super) fn read_error(error: DatabaseError) -> ReadError {
 }
 
 fn run(
-    runtime: &tokio::runtime::Handle,
     open: impl FnOnce() -> Result<Reader, DatabaseError>,
     statement: &proto::SqlStatement,
+    deadline: Option<Instant>,
     sender: &mpsc::Sender<Result<Part, ReadError>>,
 ) -> Result<(), ReadError> {
     let reader = open().map_err(read_error)?;
     reader.begin().map_err(read_error)?;
-    // A statement that gives no row for long does not notice that nobody waits any more.
-    let interrupt = reader.connection().get_interrupt_handle();
-    let gone = sender.clone();
-    let watcher = runtime.spawn(async move {
-        gone.closed().await;
-        interrupt.interrupt();
-    });
+    // A statement that gives no row for long would not notice that nobody waits any more.
+    let taker = sender.clone();
+    reader.stop_check().set(move || taker.is_closed() || deadline::is_past(deadline));
     let given = give_rows(reader.connection(), statement, sender);
-    watcher.abort();
     // What went wrong may only be that a page is no longer there.
     reader.end().map_err(read_error)?;
-    given.map_err(ReadError::Sql)
+    given.map_err(|error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::OperationInterrupted) if deadline::is_past(deadline) => {
+            ReadError::DeadlinePassed("the query was interrupted".into())
+        }
+        _ => ReadError::Sql(error),
+    })
 }
 
 fn give_rows(

@@ -10,6 +10,7 @@ use super::replica::Replica;
 use crate::page::Version;
 use crate::page::store::PageStore;
 use crate::vfs::capture::{Capture, OpenGroup, SealedGroup};
+use crate::vfs::stop::StopCheck;
 use crate::vfs::{ReaderConnection, WriterConnection};
 
 /// The single writer of a replica. Owned by one thread.
@@ -54,6 +55,11 @@ impl Writer {
     /// Only after [`Self::connect`].
     pub fn connection(&self) -> &rusqlite::Connection {
         self.connection.as_ref().expect("invariant: connected before it is used").connection()
+    }
+
+    /// Whether SQLite is to stop what it does on this connection.
+    pub fn stop_check(&self) -> &StopCheck {
+        self.connection.as_ref().expect("invariant: open until dropped").stop_check()
     }
 
     /// A caller's closure begins: until [`Self::release_transaction`] nobody commits.
@@ -138,6 +144,11 @@ impl Reader {
 
     pub fn connection(&self) -> &rusqlite::Connection {
         self.connection.connection()
+    }
+
+    /// As [`Writer::stop_check`].
+    pub fn stop_check(&self) -> &StopCheck {
+        self.connection.stop_check()
     }
 
     /// Begins a read transaction; the version it sees.

@@ -1,25 +1,53 @@
 //! One caller's transaction on the writer thread.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use rusqlite::Connection;
 
+use super::ticket::Ticket;
 use crate::NodeId;
 use crate::error::WriteError;
 use crate::page::Version;
+use crate::vfs::stop::StopCheck;
 
 /// What a caller's closure is given: the writer connection, inside an SQLite transaction of its own.
 ///
 /// Whatever it reads is ahead of Raft; the library withholds the closure's result until all of it is committed.
-#[derive(Debug)]
 pub struct WriteContext<'a> {
     pub(super) connection: &'a Connection,
     pub(super) sidecars: Vec<Bytes>,
+    pub(super) term: u64,
+    pub(super) closing: &'a AtomicBool,
+    pub(super) stop: &'a StopCheck,
+}
+
+impl std::fmt::Debug for WriteContext<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteContext").field("sidecars", &self.sidecars.len()).finish_non_exhaustive()
+    }
 }
 
 impl WriteContext<'_> {
     /// The writer connection. Do not begin or end transactions on it: use savepoints.
     pub fn connection(&self) -> &Connection {
         self.connection
+    }
+
+    /// The leadership it runs in.
+    pub(crate) fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Asked by SQLite while it works for this caller; taken back at the end.
+    pub(crate) fn stop_when(&self, check: impl Fn() -> bool + Send + 'static) {
+        self.stop.set(check);
+    }
+
+    /// The writer is to close: whatever waits on its thread must end at once.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
     }
 
     /// Adds opaque bytes that reach every node's [`crate::ApplyObserver`] together with the transaction's pages.
@@ -46,6 +74,7 @@ pub(crate) enum Refusal {
     NotLeader,
     Overloaded,
     TooLarge { limit_bytes: u64 },
+    Timeout(String),
     Sql(rusqlite::Error),
     Rejected(String),
     OutcomeUnknown(String),
@@ -58,6 +87,7 @@ impl Refusal {
             Refusal::NotLeader => WriteError::NotLeader { leader },
             Refusal::Overloaded => WriteError::Overloaded,
             Refusal::TooLarge { limit_bytes } => WriteError::TooLarge { limit_bytes },
+            Refusal::Timeout(text) => WriteError::Timeout(text),
             Refusal::Sql(error) => WriteError::Sql(error),
             Refusal::Rejected(text) => WriteError::Rejected(text),
             Refusal::OutcomeUnknown(text) => WriteError::OutcomeUnknown(text),
@@ -70,6 +100,12 @@ impl Refusal {
 pub(crate) trait Job: Send {
     /// False: it runs as it is, for VACUUM, which is a transaction of its own.
     fn needs_transaction(&self) -> bool;
+    /// True: it shows its caller what it reads before it ends, so it begins only when everything captured is committed.
+    fn needs_committed_state(&self) -> bool {
+        false
+    }
+    /// Its place in the queue.
+    fn ticket(&self) -> &Arc<Ticket>;
     /// Runs inside an open SQLite transaction. True: COMMIT; false: ROLLBACK.
     fn run(&mut self, context: &mut WriteContext<'_>) -> bool;
     /// Called exactly once, from any thread.
@@ -87,6 +123,7 @@ pub(crate) struct ClosureJob<T, E, F> {
     needs_transaction: bool,
     /// The caller's.
     span: tracing::Span,
+    ticket: Arc<Ticket>,
 }
 
 impl<T, E, F> ClosureJob<T, E, F>
@@ -98,10 +135,11 @@ where
     pub fn boxed(
         closure: F,
         needs_transaction: bool,
+        ticket: Arc<Ticket>,
     ) -> (Box<dyn Job>, tokio::sync::oneshot::Receiver<JobReply<T, E>>) {
         let (reply, receiver) = tokio::sync::oneshot::channel();
         let span = tracing::Span::current();
-        (Box::new(Self { closure: Some(closure), result: None, reply, needs_transaction, span }), receiver)
+        (Box::new(Self { closure: Some(closure), result: None, reply, needs_transaction, span, ticket }), receiver)
     }
 }
 
@@ -113,6 +151,10 @@ where
 {
     fn needs_transaction(&self) -> bool {
         self.needs_transaction
+    }
+
+    fn ticket(&self) -> &Arc<Ticket> {
+        &self.ticket
     }
 
     fn run(&mut self, context: &mut WriteContext<'_>) -> bool {

@@ -3,6 +3,7 @@
 //! - [`replica`]: the verbs between SQLite and Raft: capture and seal, apply, commit, discard, checkpoint, install;
 //! - [`checkpoint`], [`checkpoint_wal`], [`mark`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
 //! - [`job`], [`writer_thread`], [`pipeline`]: callers' transactions, grouped and proposed;
+//! - [`ticket`]: a caller's deadline, and whether it has begun;
 //! - [`reader_pool`]: threads that read;
 //! - [`prepare`]: what the program does to each connection first.
 
@@ -16,6 +17,7 @@ pub(crate) mod prepare;
 pub(crate) mod reader_pool;
 pub(crate) mod recovery;
 pub(crate) mod replica;
+pub(crate) mod ticket;
 pub(crate) mod writer_thread;
 
 #[cfg(test)]

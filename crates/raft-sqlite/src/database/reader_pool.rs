@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 
 use super::replica::Replica;
+use super::ticket::Ticket;
 use super::{DatabaseError, Reader};
 use crate::page::Version;
 
@@ -28,6 +30,7 @@ pub(crate) type Answer = Box<dyn FnOnce(Result<(), DatabaseError>)>;
 struct Request {
     replica: Replica,
     read: Read,
+    ticket: Arc<Ticket>,
 }
 
 /// The pool; dropped, its threads end after the reads that are queued.
@@ -50,13 +53,13 @@ impl ReaderPool {
     }
 
     /// Queues a read. False: too many wait; `read` was dropped uncalled.
-    pub fn submit(&self, replica: Replica, read: Read) -> bool {
+    pub fn submit(&self, replica: Replica, read: Read, ticket: Arc<Ticket>) -> bool {
         let requests = self.requests.lock();
         let Some(requests) = &*requests else {
             return false;
         };
         !matches!(
-            requests.try_send(Request { replica, read }),
+            requests.try_send(Request { replica, read, ticket }),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
         )
     }
@@ -82,7 +85,11 @@ impl ReaderPool {
 
 fn run(requests: &Receiver<Request>) {
     let mut connections: HashMap<usize, Reader> = HashMap::new();
-    while let Ok(Request { replica, read }) = requests.recv() {
+    while let Ok(Request { replica, read, ticket }) = requests.recv() {
+        // Dropped uncalled: its caller has gone, or knows by its own clock.
+        if !ticket.begin() {
+            continue;
+        }
         let key = replica.identity();
         if connections.get(&key).is_some_and(|reader| !reader.is_current()) {
             connections.remove(&key);
@@ -102,7 +109,9 @@ fn run(requests: &Receiver<Request>) {
         };
         let healthy = match reader.begin() {
             Ok(version) => {
+                reader.stop_check().set(move || ticket.must_stop());
                 let ran = catch_unwind(AssertUnwindSafe(|| read(Ok((reader.connection(), version)))));
+                reader.stop_check().clear();
                 let ended = reader.end();
                 let healthy = ended.is_ok();
                 // A read that panicked has dropped what it would have answered with.

@@ -14,7 +14,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -104,6 +104,8 @@ pub(crate) struct WriterThread {
     interrupt: Arc<Mutex<Option<rusqlite::InterruptHandle>>>,
     closing: Arc<AtomicBool>,
     is_open: Arc<AtomicBool>,
+    /// The leadership that it was last opened for.
+    opened_term: AtomicU64,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -125,9 +127,18 @@ impl WriterThread {
             closing: closing.clone(),
             is_open: is_open.clone(),
             open: None,
+            held_back: None,
         };
         let thread = std::thread::Builder::new().name(name).spawn(move || state.run())?;
-        Ok(WriterThread { jobs, control, interrupt, closing, is_open, thread: Mutex::new(Some(thread)) })
+        Ok(WriterThread {
+            jobs,
+            control,
+            interrupt,
+            closing,
+            is_open,
+            opened_term: AtomicU64::new(0),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Queues a job; it is always answered through its `finish`.
@@ -141,9 +152,15 @@ impl WriterThread {
 
     /// Opens the writer on the committed state for the leadership of `term`.
     pub async fn open(&self, term: u64) -> Result<(), DatabaseError> {
+        // Its thread may be busy with a transaction for long: whoever opens another database's writer must not wait for it.
+        if self.is_open() && self.opened_term.load(Ordering::SeqCst) == term {
+            return Ok(());
+        }
         let (done, receiver) = oneshot::channel();
         let _ = self.control.send(Control::Open { term, done });
-        receiver.await.unwrap_or_else(|_| Err(DatabaseError::Closed))
+        receiver.await.unwrap_or_else(|_| Err(DatabaseError::Closed))?;
+        self.opened_term.store(term, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Discards what is captured and closes the writer. When it returns, no captured version is left.
@@ -174,6 +191,10 @@ impl WriterThread {
 
     /// Ends the thread, discarding what is captured.
     pub fn stop(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        if let Some(interrupt) = &*self.interrupt.lock() {
+            interrupt.interrupt();
+        }
         let _ = self.control.send(Control::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
@@ -199,6 +220,8 @@ struct Thread {
     closing: Arc<AtomicBool>,
     is_open: Arc<AtomicBool>,
     open: Option<Open>,
+    /// A job that waits until everything captured is committed; all others wait behind it.
+    held_back: Option<Queued>,
 }
 
 enum Next {
@@ -212,7 +235,7 @@ impl Thread {
     fn run(&mut self) {
         loop {
             match self.next() {
-                Next::Job(job) => self.run_job(job),
+                Next::Job(job) => self.take_job(job),
                 Next::Control(Control::Open { term, done }) => {
                     let _ = done.send(self.open_writer(term));
                 }
@@ -231,17 +254,23 @@ impl Thread {
             }
         }
         self.close_writer("the node stops");
+        if let Some((_, job)) = self.held_back.take() {
+            job.finish(Err(Refusal::NotLeader));
+        }
         while let Ok((_, job)) = self.jobs.try_recv() {
             job.finish(Err(Refusal::NotLeader));
         }
     }
 
     /// What to do next: control first, then callers, then handing over what has been captured.
-    fn next(&self) -> Next {
+    fn next(&mut self) -> Next {
         match self.control.try_recv() {
             Ok(control) => return Next::Control(control),
             Err(TryRecvError::Disconnected) => return Next::Stop,
             Err(TryRecvError::Empty) => {}
+        }
+        if self.held_back.is_some() {
+            return self.next_for_held_back();
         }
         if let Ok(job) = self.jobs.try_recv() {
             return Next::Job(job);
@@ -252,6 +281,26 @@ impl Thread {
         select_biased! {
             recv(self.control) -> control => control.map_or(Next::Stop, Next::Control),
             recv(self.jobs) -> job => job.map_or(Next::Stop, Next::Job),
+        }
+    }
+
+    /// Seals what is open and waits until it is applied (INV-NOTHING-LEAKS).
+    fn next_for_held_back(&mut self) -> Next {
+        if self.has_open_group() {
+            return Next::Idle;
+        }
+        if self.open.is_some() && self.setup.pipeline.len() > 0 {
+            return self.control.recv().map_or(Next::Stop, Next::Control);
+        }
+        self.held_back.take().map_or(Next::Idle, Next::Job)
+    }
+
+    fn take_job(&mut self, job: Queued) {
+        let committed = !self.has_open_group() && self.setup.pipeline.len() == 0;
+        if job.1.needs_committed_state() && self.open.is_some() && !committed {
+            self.held_back = Some(job);
+        } else {
+            self.run_job(job);
         }
     }
 
@@ -294,6 +343,9 @@ impl Thread {
         let Some(open) = &mut self.open else {
             return job.finish(Err(Refusal::NotLeader));
         };
+        if !job.ticket().begin() {
+            return job.finish(Err(Refusal::Timeout("it waited for its turn to write".into())));
+        }
         match open.writer.connect() {
             Ok(false) => {}
             Ok(true) => *self.interrupt.lock() = open.writer.interrupt_handle(),
@@ -304,7 +356,7 @@ impl Thread {
         let before = open.writer.captured();
         let began = Instant::now();
         self.setup.recorder.queue_time.time(began - queued);
-        let ran = run_transaction(&open.writer, job.as_mut());
+        let ran = run_transaction(&open.writer, job.as_mut(), term, &self.closing);
         self.setup.recorder.transaction_time.time(began.elapsed());
         let reset = open.writer.reset_connection();
         if let Ok(true) = reset {
@@ -414,7 +466,7 @@ impl Thread {
 }
 
 /// BEGIN IMMEDIATE, the caller's work, COMMIT or ROLLBACK. Gives the sidecars of a committed transaction.
-fn run_transaction(writer: &Writer, job: &mut dyn Job) -> Result<Vec<Bytes>, Refusal> {
+fn run_transaction(writer: &Writer, job: &mut dyn Job, term: u64, closing: &AtomicBool) -> Result<Vec<Bytes>, Refusal> {
     let connection = writer.connection();
     // Of an earlier caller that went on after it.
     let _ = writer.take_too_large();
@@ -423,21 +475,29 @@ fn run_transaction(writer: &Writer, job: &mut dyn Job) -> Result<Vec<Bytes>, Ref
         execute(connection, "BEGIN IMMEDIATE").map_err(Refusal::Sql)?;
         writer.hold_transaction();
     }
-    let mut context = WriteContext { connection, sidecars: Vec::new() };
+    let ticket = job.ticket().clone();
+    if ticket.deadline().is_some() {
+        let ticket = ticket.clone();
+        writer.stop_check().set(move || ticket.must_stop());
+    }
+    let mut context = WriteContext { connection, sidecars: Vec::new(), term, closing, stop: writer.stop_check() };
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(&mut context)));
+    // Not for the COMMIT, nor for the next caller.
+    writer.stop_check().clear();
+    let late = || ticket.was_interrupted().then(|| Refusal::Timeout("the statement was interrupted".into()));
     let sidecars = context.sidecars;
     let held = !needs_transaction || writer.release_transaction();
     let refusal = match ran {
         Ok(true) if !needs_transaction => return Ok(sidecars),
-        Ok(true) if !held => Some(match writer.take_too_large() {
+        Ok(true) if !held => Some(late().unwrap_or_else(|| match writer.take_too_large() {
             Some(limit_bytes) => Refusal::TooLarge { limit_bytes },
             None => Refusal::Rejected("the closure ended the transaction itself: use savepoints instead".into()),
-        }),
+        })),
         Ok(true) => match execute(connection, "COMMIT") {
             Ok(()) => return Ok(sidecars),
             Err(error) => Some(writer.refusal(error)),
         },
-        Ok(false) => writer.take_too_large().map(|limit_bytes| Refusal::TooLarge { limit_bytes }),
+        Ok(false) => late().or_else(|| writer.take_too_large().map(|limit_bytes| Refusal::TooLarge { limit_bytes })),
         Err(_) => Some(Refusal::Rejected("the closure panicked; its transaction was rolled back".into())),
     };
     if !connection.is_autocommit() {

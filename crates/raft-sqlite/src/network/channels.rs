@@ -9,6 +9,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use super::MAX_MESSAGE_BYTES;
+use super::client_proto::client_client::ClientClient;
 use super::identity::Outgoing;
 use super::proto::peer_client::PeerClient;
 use super::tls::Tls;
@@ -59,20 +60,33 @@ impl Channels {
     /// # Errors
     /// A sentence when `url` is no address.
     pub fn client(&self, to: u64, url: &str, purpose: Purpose) -> Result<Client, String> {
+        let identity = Outgoing { cluster_id: self.cluster_id, to };
+        Ok(PeerClient::with_interceptor(self.channel(to, url, purpose)?, identity)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The same member's answers to programs that are no members.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn client_service(&self, to: u64, url: &str) -> Result<ClientClient<Channel>, String> {
+        Ok(ClientClient::new(self.channel(to, url, Purpose::Call)?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn channel(&self, to: u64, url: &str, purpose: Purpose) -> Result<Channel, String> {
         let key = (to, purpose, url.to_owned());
         let mut open = self.open.lock();
-        let channel = match open.get(&key) {
+        Ok(match open.get(&key) {
             Some(channel) => channel.clone(),
             None => {
                 let channel = self.connect_lazy(url)?;
                 open.insert(key, channel.clone());
                 channel
             }
-        };
-        let identity = Outgoing { cluster_id: self.cluster_id, to };
-        Ok(PeerClient::with_interceptor(channel, identity)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
     }
 
     fn connect_lazy(&self, url: &str) -> Result<Channel, String> {

@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 
 use futures_util::{Stream, StreamExt as _};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Node, NodeInner, databases};
 use crate::client::stream::Part;
-use crate::client::{ReadConsistency, migrate, remote_sql};
+use crate::client::{ReadConsistency, deadline, migrate, remote_sql, transaction_host};
 use crate::error::{CallError, ReadError};
 use crate::network::client_proto::client_call_reply::Outcome;
 use crate::network::client_proto::client_server::Client;
@@ -55,6 +56,20 @@ type Replies = Pin<Box<dyn Stream<Item = Result<wire::QueryReply, Status>> + Sen
 #[tonic::async_trait]
 impl Client for ClientService {
     type QueryStream = Replies;
+    type TransactionStream = ReceiverStream<Result<wire::TransactionReply, Status>>;
+
+    async fn transaction(
+        &self,
+        request: Request<Streaming<wire::TransactionRequest>>,
+    ) -> Result<Response<Self::TransactionStream>, Status> {
+        let node = self.node()?;
+        // A connection that breaks is the caller's end, as one that is closed.
+        let requests = request.into_inner().take_while(|request| std::future::ready(request.is_ok()));
+        let requests = requests.filter_map(|request| std::future::ready(request.ok()));
+        let (sender, replies) = mpsc::channel(2);
+        tokio::spawn(transaction_host::serve(node, Box::pin(requests), sender));
+        Ok(Response::new(ReceiverStream::new(replies)))
+    }
 
     async fn cluster(&self, request: Request<wire::ClusterRequest>) -> Result<Response<wire::ClusterReply>, Status> {
         let node = self.node()?;
@@ -105,7 +120,10 @@ impl Client for ClientService {
             Err(_) => return Err(Status::failed_precondition("an unknown consistency: upgrade this member")),
         };
         let statement = request.statement.ok_or_else(|| Status::invalid_argument("a query without a statement"))?;
-        let replies: Replies = match node.query_parts(&request.database, statement, consistency).await {
+        let replies: Replies = match node
+            .query_parts(&request.database, statement, consistency, deadline::from_millis(request.timeout_ms))
+            .await
+        {
             Ok(parts) => Box::pin(ReceiverStream::new(parts).map(|part| Ok(to_wire(part)))),
             Err(error) => Box::pin(futures_util::stream::iter([Ok(to_wire(Err(error)))])),
         };
@@ -132,6 +150,7 @@ fn failure(error: ReadError) -> wire::QueryFailure {
         ReadError::Timeout(why) => (Kind::Timeout, why.clone()),
         ReadError::NoSuchDatabase(name) => (Kind::NoSuchDatabase, name.clone()),
         ReadError::Overloaded => (Kind::Overloaded, String::new()),
+        ReadError::DeadlinePassed(why) => (Kind::DeadlinePassed, why.clone()),
         ReadError::TooOld { .. } => (Kind::TooOld, String::new()),
         ReadError::HoldsTooMuch { .. } => (Kind::HoldsTooMuch, String::new()),
         ReadError::Sql(error) => (Kind::Sql, error.to_string()),

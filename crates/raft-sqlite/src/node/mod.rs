@@ -196,7 +196,7 @@ impl NodeInner {
     }
 
     /// Peer addresses of a member, as the membership in force names them.
-    fn peer_urls(&self, id: NodeId) -> Vec<String> {
+    pub(crate) fn peer_urls(&self, id: NodeId) -> Vec<String> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&id.0).map_or_else(Vec::new, |node| node.peer_urls.clone())
@@ -438,19 +438,30 @@ impl Node {
     /// # Cancellation
     /// Dropping the future leaves the outcome unknown.
     pub async fn call_leader(&self, handler: &str, payload: Bytes) -> Result<Bytes, CallError> {
-        let deadline = Instant::now() + self.inner.patience();
+        self.call_leader_until(handler, &|| payload.clone(), None).await
+    }
+
+    /// As [`Self::call_leader`]; after `deadline` nothing is tried again. `payload`: called for each try.
+    pub(crate) async fn call_leader_until(
+        &self,
+        handler: &str,
+        payload: &(dyn Fn() -> Bytes + Send + Sync),
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, CallError> {
+        let patience = Instant::now() + self.inner.patience();
+        let deadline = deadline.map_or(patience, |deadline| deadline.min(patience));
         let mut leadership = self.inner.leadership.clone();
         loop {
             let now = leadership.borrow_and_update().clone();
             let failed = match now.leader {
-                Some(leader) if leader == self.id() => match self.inner.call_local(handler, payload.clone()).await {
+                Some(leader) if leader == self.id() => match self.inner.call_local(handler, payload()).await {
                     LocalCall::Answered(answer) => return answer.map_err(CallError::Handler),
                     LocalCall::NoHandler => {
                         return Err(CallError::NotSent(format!("this node has no handler {handler:?}")));
                     }
                     LocalCall::NotLeading => CallError::NoLeader,
                 },
-                Some(leader) => match self.inner.call_remote(leader, handler, payload.clone()).await {
+                Some(leader) => match self.inner.call_remote(leader, handler, payload()).await {
                     Err(error @ (CallError::NoLeader | CallError::NotSent(_))) => error,
                     answer => return answer,
                 },

@@ -11,6 +11,7 @@
 pub(crate) mod capture;
 mod methods;
 pub(crate) mod refuse;
+pub(crate) mod stop;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use crate::page::Version;
 use crate::page::store::{PageStore, PinBound};
 use capture::Capture;
 use methods::View;
+use stop::StopCheck;
 
 /// Prepared statements that a connection keeps.
 const STATEMENT_CACHE: usize = 256;
@@ -130,6 +132,7 @@ pub(crate) struct WriterConnection {
     capture: Arc<Capture>,
     touched: Arc<AtomicBool>,
     transaction: Arc<HeldTransaction>,
+    stop: StopCheck,
 }
 
 impl WriterConnection {
@@ -149,7 +152,13 @@ impl WriterConnection {
         view.connection.commit_hook(Some(move || commits.held.load(Ordering::Relaxed)))?;
         let rollbacks = transaction.clone();
         view.connection.rollback_hook(Some(move || rollbacks.ended.store(true, Ordering::Relaxed)))?;
-        Ok(Self { view, capture: capture.clone(), touched, transaction })
+        let stop = StopCheck::default();
+        stop.install(&mut view.connection)?;
+        Ok(Self { view, capture: capture.clone(), touched, transaction, stop })
+    }
+
+    pub fn stop_check(&self) -> &StopCheck {
+        &self.stop
     }
 
     /// Runs what the program prepares its connections with. It cannot write into the database, and what it sets, attaches or creates on
@@ -196,6 +205,7 @@ pub(crate) struct ReaderConnection {
     view: ViewConnection,
     progress: Arc<Mutex<methods::ReadProgress>>,
     touched: Arc<AtomicBool>,
+    stop: StopCheck,
 }
 
 impl ReaderConnection {
@@ -210,7 +220,13 @@ impl ReaderConnection {
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
         guard(&mut view.connection, touched.clone())?;
-        Ok(Self { view, progress, touched })
+        let stop = StopCheck::default();
+        stop.install(&mut view.connection)?;
+        Ok(Self { view, progress, touched, stop })
+    }
+
+    pub fn stop_check(&self) -> &StopCheck {
+        &self.stop
     }
 
     /// As [`WriterConnection::prepare`].

@@ -279,7 +279,7 @@ fn a_caller_of_the_pool_is_told_that_its_read_lasted_too_long() {
             let read = connection.query_row("SELECT sum(length(v)) FROM t", [], |row| row.get::<_, i64>(0));
             Box::new(move |ended| sender.send((read.is_ok(), ended)).unwrap())
         });
-        assert!(pool.submit(leader.clone(), read));
+        assert!(pool.submit(leader.clone(), read, crate::database::ticket::Ticket::new(None)));
         receiver.recv().unwrap()
     };
     let (read, ended) = ask(Some((leader.clone(), writer)));
