@@ -87,6 +87,11 @@ impl Ledger {
 /// # Errors
 /// What is not so.
 pub async fn stop_and_compare(cluster: &mut Cluster) -> Result<()> {
+    compare_files(cluster, &["etcd"]).await
+}
+
+/// The same for databases by name.
+pub async fn compare_files(cluster: &mut Cluster, databases: &[&str]) -> Result<()> {
     wait::until("all nodes at the same applied index", || async {
         let mut indexes = Vec::new();
         for node in &cluster.nodes {
@@ -100,9 +105,16 @@ pub async fn stop_and_compare(cluster: &mut Cluster) -> Result<()> {
         let code = cluster.stop(index)?;
         ensure!(code == Some(0), "{} ended with {code:?}\n{}", cluster.nodes[index].name, cluster.logs());
     }
+    for database in databases {
+        compare_database(cluster, database)?;
+    }
+    Ok(())
+}
+
+fn compare_database(cluster: &Cluster, database: &str) -> Result<()> {
     let mut files = Vec::new();
     for node in &cluster.nodes {
-        let path = node.data_dir.join("db/etcd.sqlite");
+        let path = node.data_dir.join(format!("db/{database}.sqlite"));
         ensure!(!path.with_extension("sqlite-wal").exists(), "{}: a WAL is left", path.display());
         let connection = rusqlite::Connection::open(&path)?;
         let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
@@ -110,6 +122,6 @@ pub async fn stop_and_compare(cluster: &mut Cluster) -> Result<()> {
         drop(connection);
         files.push(std::fs::read(&path)?);
     }
-    ensure!(files.windows(2).all(|pair| pair[0] == pair[1]), "the database files differ");
+    ensure!(files.windows(2).all(|pair| pair[0] == pair[1]), "the files of {database} differ");
     Ok(())
 }

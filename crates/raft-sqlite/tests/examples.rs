@@ -20,6 +20,12 @@ fn counter() {
 }
 
 #[test]
+fn jobs() {
+    let text = run("jobs");
+    assert!(text.contains("27 squares, 3 given up, 0 jobs left"), "{text}");
+}
+
+#[test]
 fn http() {
     let text = run("http");
     for line in

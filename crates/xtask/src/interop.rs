@@ -51,11 +51,12 @@ pub fn install() -> Result<()> {
 pub fn fault(seconds: u64, seed: Option<u64>) -> Result<()> {
     let seconds = seconds.to_string();
     let seed = seed.map(|seed| seed.to_string());
-    let mut variables = vec![("CRASH_SECONDS", seconds.as_str())];
+    let mut variables = vec![("CRASH_SECONDS", seconds.as_str()), ("BANK_SECONDS", seconds.as_str())];
     if let Some(seed) = &seed {
         variables.push(("CRASH_SEED", seed));
     }
-    integration_test("crash", None, &variables)
+    integration_test("crash", None, &variables)?;
+    integration_test("bank", None, &variables)
 }
 
 /// Runs the load generator on our release build and on a real etcd.

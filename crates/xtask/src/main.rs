@@ -37,7 +37,7 @@ enum Command {
         #[arg(long)]
         oracle: bool,
     },
-    /// Kills nodes under writes; see tests/tests/crash.rs.
+    /// Kills nodes under writes and under transactions; see tests/tests/crash.rs and bank.rs.
     Fault {
         /// How long to go on killing, in seconds.
         #[arg(long, default_value_t = 60)]
