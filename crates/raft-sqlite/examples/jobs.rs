@@ -110,7 +110,7 @@ async fn take(tx: &mut Transaction) -> Result<Option<(i64, i64)>, TransactionErr
     let first = "UPDATE job SET tries = tries + 1 WHERE id = (SELECT id FROM job ORDER BY tries, id LIMIT 1) \
                  RETURNING id, number";
     let taken = tx.query(first).await?;
-    Ok(taken.into_iter().next().map(|row| Ok::<_, TransactionError>((row.get(0)?, row.get(1)?))).transpose()?)
+    taken.into_iter().next().map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
 }
 
 async fn run(tx: &mut Transaction, number: i64, worker: &str) -> Result<(), TransactionError> {

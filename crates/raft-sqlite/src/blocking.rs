@@ -29,8 +29,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
 use crate::client::{
-    ClientBuilder, ConnectError, Executed, Migrated, Migration, MigrationError, ReadConsistency, Row, RowStream, Rows,
-    SqlError, Statement, TransactionError, TransactionOptions,
+    Change, ClientBuilder, ConnectError, Executed, Migrated, Migration, MigrationError, ReadConsistency, Row,
+    RowStream, Rows, SqlError, Statement, TransactionError, TransactionOptions,
 };
 use crate::config::NodeConfig;
 use crate::database::DatabaseError;
@@ -283,6 +283,15 @@ impl Database {
         Self { database: self.database.with_timeout(timeout), threads: self.threads.clone() }
     }
 
+    /// See [`crate::Database::changes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn changes(&self, after: Option<Version>) -> Result<Changes, ReadError> {
+        let changes = self.threads.wait(self.database.changes(after))?;
+        Ok(Changes { changes, threads: self.threads.clone() })
+    }
+
     /// See [`crate::Database::begin`].
     ///
     /// # Errors
@@ -451,5 +460,27 @@ impl Iterator for RowIterator {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.threads.wait(self.rows.next_row()).transpose()
+    }
+}
+
+/// What is committed, one after the other; each call waits for the next. See [`crate::Changes`].
+#[derive(Debug)]
+pub struct Changes {
+    changes: crate::Changes,
+    threads: Threads,
+}
+
+impl Changes {
+    /// The version after which it begins.
+    pub fn start(&self) -> Version {
+        self.changes.start()
+    }
+}
+
+impl Iterator for Changes {
+    type Item = Result<Change, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.threads.wait(futures_util::StreamExt::next(&mut self.changes))
     }
 }

@@ -85,6 +85,9 @@ pub struct NodeConfig {
     /// Page images that stay in memory for read transactions on older versions, in bytes a database; 256 MiB. Beyond it those on the oldest
     /// version end with an error.
     pub max_reader_bytes: u64,
+    /// Note which tables each transaction may change, for [`Database::changes`](crate::Database::changes); off. The leader then prepares each
+    /// statement anew: SQLite names the tables only then. The same on all members.
+    pub track_tables: bool,
     /// Longest idle time-out and total limit that an interactive transaction may ask for; 5 min. While one is open, no other writer of
     /// that database goes on.
     pub max_transaction_duration: Duration,
@@ -118,6 +121,7 @@ impl NodeConfig {
             snapshot_log_bytes: 4 * 1024 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
             max_reader_bytes: 256 * 1024 * 1024,
+            track_tables: false,
             max_transaction_duration: Duration::from_secs(300),
             reader_threads: 0,
             log_sync: SyncMode::default(),

@@ -40,9 +40,9 @@ mod state_machine;
 mod vfs;
 
 pub use client::{
-    Client, ClientBuilder, ColumnIndex, ConnectError, Database, EndReason, Executed, LocalDatabase, Migrated,
-    Migration, MigrationError, Parameters, ReadConsistency, Row, RowError, RowStream, Rows, SqlError, Statement,
-    Transaction, TransactionError, TransactionOptions,
+    Change, Changes, Client, ClientBuilder, ColumnIndex, ConnectError, Database, EndReason, Executed, LocalDatabase,
+    Migrated, Migration, MigrationError, Parameters, ReadConsistency, Row, RowError, RowStream, Rows, SqlError,
+    Statement, Transaction, TransactionError, TransactionOptions,
 };
 pub use config::{ClusterStart, InitialMember, NodeConfig, PeerTls};
 pub use database::DatabaseError;

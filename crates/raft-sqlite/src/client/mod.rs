@@ -1,5 +1,6 @@
 //! The database handle a program uses.
 
+pub(crate) mod changes;
 pub(crate) mod deadline;
 pub(crate) mod migrate;
 mod remote;
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
+pub use changes::{Change, Changes};
 pub use migrate::{Migrated, Migration, MigrationError};
 pub use remote::{Client, ClientBuilder, ConnectError};
 pub use row::{ColumnIndex, Row, RowError, Rows};

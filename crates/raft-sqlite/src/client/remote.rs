@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_rustls::rustls;
 use tonic::transport::Channel;
 
+use super::changes::{Change, Told};
 use super::sql::ReadConsistency;
 use super::stream::{Part, Parts};
 use super::transaction::{NotBegun, Wire};
@@ -20,11 +21,12 @@ use crate::error::{CallError, ReadError, WriteError};
 use crate::network::client_proto::client_call_reply::Outcome;
 use crate::network::client_proto::client_client::ClientClient;
 use crate::network::client_proto::query_failure::Kind;
-use crate::network::client_proto::query_reply;
 use crate::network::client_proto::query_request::Consistency;
 use crate::network::client_proto::{self as wire};
+use crate::network::client_proto::{changes_reply, query_reply};
 use crate::network::tls::Tls;
 use crate::network::{CLIENT_PROTOCOL_VERSION, MAX_MESSAGE_BYTES, proto};
+use crate::page::Version;
 
 /// How often the members are asked who they are.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
@@ -331,6 +333,89 @@ impl Client {
             tokio::time::sleep(ROUND_PAUSE).await;
         }
     }
+
+    /// Follows a database through the first member that answers, and goes on with others.
+    pub(super) async fn changes(
+        &self,
+        database: &str,
+        after: Option<Version>,
+    ) -> Result<(Version, mpsc::Receiver<Told>), ReadError> {
+        let (mut start, mut replies) = self.begin_changes(database, after).await?;
+        let begun = start;
+        let (sender, receiver) = mpsc::channel(1);
+        let (client, database) = (self.clone(), database.to_owned());
+        tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    message = replies.message() => message,
+                    () = sender.closed() => return,
+                };
+                let told = match message.ok().flatten().and_then(|reply| reply.part) {
+                    Some(changes_reply::Part::Changed(changed)) => {
+                        start = Version(changed.version);
+                        let tables = changed.tables_known.then(|| changed.tables.into());
+                        Ok(Change { version: start, tables })
+                    }
+                    // What is still to come is another member's to tell.
+                    Some(changes_reply::Part::Failure(failed)) if Kind::try_from(failed.kind) != Ok(Kind::Fatal) => {
+                        Err(from_failure(failed))
+                    }
+                    _ => match client.begin_changes(&database, Some(start)).await {
+                        Ok((_, next)) => {
+                            replies = next;
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    },
+                };
+                let failed = told.is_err();
+                if sender.send(told).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok((begun, receiver))
+    }
+
+    async fn begin_changes(
+        &self,
+        database: &str,
+        after: Option<Version>,
+    ) -> Result<(Version, tonic::Streaming<wire::ChangesReply>), ReadError> {
+        let deadline = self.patient_until(None);
+        loop {
+            let mut failed = "no member was reached".to_owned();
+            for address in self.inner.addresses() {
+                let mut client = self.inner.client(&address).map_err(ReadError::NoLeader)?;
+                let request = wire::ChangesRequest {
+                    cluster_id: self.cluster_id(),
+                    database: database.to_owned(),
+                    after: after.map(|version| version.0),
+                };
+                let replies = async {
+                    let mut replies = client.changes(request).await?.into_inner();
+                    let first = replies.message().await?.and_then(|reply| reply.part);
+                    Ok::<_, tonic::Status>((first, replies))
+                };
+                match replies.await {
+                    Ok((Some(changes_reply::Part::Begun(begun)), replies)) => {
+                        return Ok((Version(begun.after), replies));
+                    }
+                    Ok((Some(changes_reply::Part::Failure(failure)), _)) => match from_failure(failure) {
+                        ReadError::Fatal(why) => failed = format!("{address}: {why}"),
+                        error => return Err(error),
+                    },
+                    Ok(_) => failed = format!("{address} gave no answer"),
+                    Err(status) => failed = format!("{address}: {}", describe(&status)),
+                }
+                self.inner.stale.notify_one();
+            }
+            if Instant::now() > deadline {
+                return Err(ReadError::NoLeader(failed));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
 }
 
 async fn keep_fresh(client: Weak<Inner>) {
@@ -506,20 +591,24 @@ fn from_wire(reply: wire::QueryReply) -> Result<Part, ReadError> {
             let values = |row: proto::SqlRow| row.values.into_iter().map(remote_sql::from_proto_value).collect();
             Ok(Part::Rows(rows.rows.into_iter().map(values).collect()))
         }
-        Some(query_reply::Part::Failure(failure)) => Err(match Kind::try_from(failure.kind) {
-            Ok(Kind::NoLeader) => ReadError::NoLeader(failure.message),
-            Ok(Kind::Timeout) => ReadError::Timeout(failure.message),
-            Ok(Kind::NoSuchDatabase) => ReadError::NoSuchDatabase(failure.message),
-            Ok(Kind::Overloaded) => ReadError::Overloaded,
-            Ok(Kind::TooOld) => ReadError::TooOld { max_age: Duration::from_secs(failure.max_age_seconds) },
-            Ok(Kind::HoldsTooMuch) => ReadError::HoldsTooMuch { max_bytes: failure.max_bytes },
-            Ok(Kind::DeadlinePassed) => ReadError::DeadlinePassed(failure.message),
-            Ok(Kind::Sql) => {
-                let code = rusqlite::ffi::Error::new(failure.extended_code);
-                ReadError::Sql(rusqlite::Error::SqliteFailure(code, Some(failure.message)))
-            }
-            Ok(Kind::Fatal) | Err(_) => ReadError::Fatal(failure.message),
-        }),
+        Some(query_reply::Part::Failure(failure)) => Err(from_failure(failure)),
         None => Err(ReadError::Fatal("a member answered with an empty part: is it of another version?".into())),
+    }
+}
+
+fn from_failure(failure: wire::QueryFailure) -> ReadError {
+    match Kind::try_from(failure.kind) {
+        Ok(Kind::NoLeader) => ReadError::NoLeader(failure.message),
+        Ok(Kind::Timeout) => ReadError::Timeout(failure.message),
+        Ok(Kind::NoSuchDatabase) => ReadError::NoSuchDatabase(failure.message),
+        Ok(Kind::Overloaded) => ReadError::Overloaded,
+        Ok(Kind::TooOld) => ReadError::TooOld { max_age: Duration::from_secs(failure.max_age_seconds) },
+        Ok(Kind::HoldsTooMuch) => ReadError::HoldsTooMuch { max_bytes: failure.max_bytes },
+        Ok(Kind::DeadlinePassed) => ReadError::DeadlinePassed(failure.message),
+        Ok(Kind::Sql) => {
+            let code = rusqlite::ffi::Error::new(failure.extended_code);
+            ReadError::Sql(rusqlite::Error::SqliteFailure(code, Some(failure.message)))
+        }
+        Ok(Kind::Fatal) | Err(_) => ReadError::Fatal(failure.message),
     }
 }

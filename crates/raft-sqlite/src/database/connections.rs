@@ -1,5 +1,6 @@
 //! The writer's and the readers' connections to a replica.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,7 +41,7 @@ impl Writer {
     pub fn connect(&mut self) -> Result<bool, DatabaseError> {
         let missing = self.connection.is_none();
         if missing {
-            let connection = WriterConnection::open(&self.capture)?;
+            let connection = WriterConnection::open(&self.capture, self.replica.tracks_tables())?;
             self.replica.prepare(ConnectionRole::Writer, |steps| connection.prepare(steps))?;
             self.connection = Some(connection);
         }
@@ -60,6 +61,16 @@ impl Writer {
     /// Whether SQLite is to stop what it does on this connection.
     pub fn stop_check(&self) -> &StopCheck {
         self.connection.as_ref().expect("invariant: open until dropped").stop_check()
+    }
+
+    /// Whether the tables are known that transactions change.
+    pub fn tracks_tables(&self) -> bool {
+        self.replica.tracks_tables()
+    }
+
+    /// The tables that statements prepared since the last call would change.
+    pub fn take_changed_tables(&self) -> BTreeSet<String> {
+        self.connection.as_ref().map(WriterConnection::take_changed_tables).unwrap_or_default()
     }
 
     /// A caller's closure begins: until [`Self::release_transaction`] nobody commits.

@@ -41,6 +41,8 @@ pub(crate) struct ReplicaOptions {
     pub max_reader_age: Duration,
     /// What readers keep in memory of page images that are theirs alone, in bytes; beyond it the oldest get an error.
     pub max_reader_bytes: usize,
+    /// Note which tables a leader's transactions change.
+    pub track_tables: bool,
     /// What the program does to each connection first.
     pub preparation: Preparation,
     /// Where the checkpoints' pages are counted.
@@ -58,6 +60,7 @@ impl Default for ReplicaOptions {
             max_transaction_bytes: 64 * 1024 * 1024,
             max_reader_age: Duration::from_secs(600),
             max_reader_bytes: 256 * 1024 * 1024,
+            track_tables: false,
             preparation: Preparation::default(),
             recorder: Arc::default(),
             disk: Arc::new(SystemDisk),
@@ -249,6 +252,10 @@ impl Replica {
     /// A read-only connection.
     pub fn open_reader(&self) -> Result<Reader, DatabaseError> {
         Reader::new(self.clone(), self.store())
+    }
+
+    pub(super) fn tracks_tables(&self) -> bool {
+        self.inner.options.track_tables
     }
 
     pub(super) fn note_captured(&self, version: Version, hash: StateHash) {

@@ -12,6 +12,7 @@
 //! ```
 //! INV-NOTHING-LEAKS: a caller is answered only when every captured version it may have read is committed.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,6 +45,8 @@ pub(crate) struct Proposal {
     /// Only this leadership may propose it.
     pub term: u64,
     pub database: String,
+    /// Those that its transactions may have changed; None: not known.
+    pub tables: Option<Vec<String>>,
     pub origin: Origin,
     pub sidecars: Vec<Bytes>,
     pub page_set: Bytes,
@@ -209,6 +212,8 @@ struct Open {
     sequence: u64,
     waiters: Vec<Waiter>,
     sidecars: Vec<Bytes>,
+    /// Of the open group.
+    tables: BTreeSet<String>,
 }
 
 struct Thread {
@@ -320,7 +325,15 @@ impl Thread {
         self.setup.pipeline.begin(incarnation);
         (self.setup.on_reset)();
         self.is_open.store(true, Ordering::SeqCst);
-        self.open = Some(Open { writer, term, incarnation, sequence: 0, waiters: Vec::new(), sidecars: Vec::new() });
+        self.open = Some(Open {
+            writer,
+            term,
+            incarnation,
+            sequence: 0,
+            waiters: Vec::new(),
+            sidecars: Vec::new(),
+            tables: BTreeSet::new(),
+        });
         Ok(())
     }
 
@@ -354,10 +367,12 @@ impl Thread {
         }
         let term = open.term;
         let before = open.writer.captured();
+        open.writer.take_changed_tables();
         let began = Instant::now();
         self.setup.recorder.queue_time.time(began - queued);
         let ran = run_transaction(&open.writer, job.as_mut(), term, &self.closing);
         self.setup.recorder.transaction_time.time(began.elapsed());
+        let tables = open.writer.take_changed_tables();
         let reset = open.writer.reset_connection();
         if let Ok(true) = reset {
             *self.interrupt.lock() = open.writer.interrupt_handle();
@@ -368,6 +383,7 @@ impl Thread {
             Ok(sidecars) => {
                 if wrote {
                     open.sidecars.extend(sidecars);
+                    open.tables.extend(tables);
                 }
                 None
             }
@@ -418,6 +434,8 @@ impl Thread {
         let Some(open) = &mut self.open else { return };
         let waiters = std::mem::take(&mut open.waiters);
         let sidecars = std::mem::take(&mut open.sidecars);
+        let tables = std::mem::take(&mut open.tables);
+        let tables = open.writer.tracks_tables().then(|| tables.into_iter().collect());
         match open.writer.seal() {
             Ok(Some(group)) => {
                 open.sequence += 1;
@@ -439,6 +457,7 @@ impl Thread {
                 let proposal = Proposal {
                     term: open.term,
                     database: self.setup.database.clone(),
+                    tables,
                     origin,
                     sidecars,
                     page_set: group.page_set,

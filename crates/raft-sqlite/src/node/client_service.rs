@@ -10,14 +10,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Node, NodeInner, databases};
 use crate::client::stream::Part;
-use crate::client::{ReadConsistency, deadline, migrate, remote_sql, transaction_host};
+use crate::client::{Change, ReadConsistency, deadline, migrate, remote_sql, transaction_host};
 use crate::error::{CallError, ReadError};
 use crate::network::client_proto::client_call_reply::Outcome;
 use crate::network::client_proto::client_server::Client;
 use crate::network::client_proto::query_failure::Kind;
-use crate::network::client_proto::query_reply;
 use crate::network::client_proto::query_request::Consistency;
 use crate::network::client_proto::{self as wire};
+use crate::network::client_proto::{changes_reply, query_reply};
 use crate::network::{CLIENT_PROTOCOL_VERSION, proto};
 use crate::page::Version;
 
@@ -51,12 +51,36 @@ impl ClientService {
     }
 }
 
+type ChangesReplies = Pin<Box<dyn Stream<Item = Result<wire::ChangesReply, Status>> + Send>>;
 type Replies = Pin<Box<dyn Stream<Item = Result<wire::QueryReply, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Client for ClientService {
     type QueryStream = Replies;
     type TransactionStream = ReceiverStream<Result<wire::TransactionReply, Status>>;
+
+    type ChangesStream = ChangesReplies;
+
+    async fn changes(&self, request: Request<wire::ChangesRequest>) -> Result<Response<ChangesReplies>, Status> {
+        let request = request.into_inner();
+        let node = self.node_of(request.cluster_id)?;
+        let (start, told) = match node.changes(&request.database, request.after.map(Version)) {
+            Ok(begun) => begun,
+            Err(error) => return Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(change_failed(error))])))),
+        };
+        let begun = changes_reply(changes_reply::Part::Begun(wire::ChangesBegun { after: start.0 }));
+        let changes = ReceiverStream::new(told).map(|told| {
+            Ok(match told {
+                Ok(Change { version, tables }) => changes_reply(changes_reply::Part::Changed(wire::ChangedVersion {
+                    version: version.0,
+                    tables_known: tables.is_some(),
+                    tables: tables.map_or_else(Vec::new, |tables| tables.to_vec()),
+                })),
+                Err(error) => change_failed(error),
+            })
+        });
+        Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(begun)]).chain(changes))))
+    }
 
     async fn transaction(
         &self,
@@ -129,6 +153,14 @@ impl Client for ClientService {
         };
         Ok(Response::new(replies))
     }
+}
+
+fn changes_reply(part: changes_reply::Part) -> wire::ChangesReply {
+    wire::ChangesReply { part: Some(part) }
+}
+
+fn change_failed(error: ReadError) -> wire::ChangesReply {
+    changes_reply(changes_reply::Part::Failure(failure(error)))
 }
 
 fn to_wire(part: Result<Part, ReadError>) -> wire::QueryReply {

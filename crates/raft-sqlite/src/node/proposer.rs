@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::consensus::types::{CommandBytes, Raft, log_id};
 use crate::database::writer_thread::{Proposal, ProposalFailed, Proposer};
 use crate::state_machine::Machine;
-use crate::state_machine::command::Command;
+use crate::state_machine::command::{Command, bounded_tables};
 
 /// A proposal as a command.
 struct Encoded {
@@ -39,8 +39,9 @@ pub(crate) fn proposal_queue() -> (ProposalQueue, Proposals) {
 
 impl Proposer for ProposalQueue {
     fn propose(&self, proposal: Proposal, failed: ProposalFailed) {
-        let Proposal { term, database, origin, sidecars, page_set } = proposal;
-        let command = Command::Pages { database, origin, sidecars, page_set }.encode();
+        let Proposal { term, database, tables, origin, sidecars, page_set } = proposal;
+        let tables = tables.and_then(bounded_tables);
+        let command = Command::Pages { database, tables, origin, sidecars, page_set }.encode();
         let encoded = Encoded { term, command: CommandBytes(command), failed };
         if let Err(mpsc::error::SendError(encoded)) = self.sender.send(encoded) {
             encoded.failed.report("the node stops".into());

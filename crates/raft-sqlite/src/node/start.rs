@@ -341,6 +341,7 @@ fn open_machine(
         max_transaction_bytes: config.max_transaction_bytes as usize,
         max_reader_age: config.max_reader_age,
         max_reader_bytes: config.max_reader_bytes as usize,
+        track_tables: config.track_tables,
         ..options
     };
     Ok(Machine::open(MachineSetup {

@@ -10,6 +10,7 @@
 
 pub mod catalog;
 pub mod command;
+pub mod feed;
 pub mod observer;
 pub mod snapshot;
 
@@ -27,6 +28,7 @@ use tracing::Instrument as _;
 
 use catalog::Catalog;
 use command::Command;
+use feed::{Feed, Tables};
 use observer::ApplyObserver;
 use snapshot::SendCounters;
 
@@ -85,6 +87,7 @@ pub(crate) struct DatabaseState {
     pub replica: Replica,
     pub pipeline: SharedPipeline,
     pub writer: WriterThread,
+    pub feed: Feed,
     /// Entries up to this index are in the file this database was opened from.
     restored_index: AtomicU64,
 }
@@ -201,7 +204,8 @@ impl Machine {
             on_reset: Box::new(move || observers.iter().for_each(|observer| observer.writer_reset(&database))),
         })
         .map_err(|error| DatabaseError::io(&setup.directory, error))?;
-        let state = Arc::new(DatabaseState { replica, pipeline, writer, restored_index: AtomicU64::new(restored) });
+        let (feed, restored_index) = (Feed::new(replica.committed()), AtomicU64::new(restored));
+        let state = Arc::new(DatabaseState { replica, pipeline, writer, feed, restored_index });
         self.notify_restored(name, &state)?;
         Ok(state)
     }
@@ -283,8 +287,9 @@ impl Machine {
         let began = Instant::now();
         let span = tracing::debug_span!("apply", term = position.term, index = position.index, bytes = bytes.len());
         let applied = match Command::decode(bytes)? {
-            Command::Pages { database, origin, sidecars, page_set } => {
-                self.apply_pages(position, &database, origin, &sidecars, &page_set).instrument(span).await
+            Command::Pages { database, tables, origin, sidecars, page_set } => {
+                let tables = tables.map(Arc::from);
+                self.apply_pages(position, &database, tables, origin, &sidecars, &page_set).instrument(span).await
             }
             Command::CreateDatabase { database } => {
                 self.create_database(&database, position).await.map(|outcome| (outcome, None))
@@ -324,6 +329,7 @@ impl Machine {
         &self,
         position: LogPosition,
         name: &str,
+        tables: Tables,
         origin: Origin,
         sidecars: &[Bytes],
         page_set: &[u8],
@@ -344,6 +350,7 @@ impl Machine {
         for observer in &self.inner.setup.observers {
             observer.applied(name, version, sidecars);
         }
+        state.feed.publish(version, tables);
         if answers.is_some() {
             state.writer.applied();
         }
@@ -414,6 +421,7 @@ impl Machine {
         };
         state.writer.close("the database was dropped").await;
         state.writer.stop();
+        state.feed.end();
         // The file goes after the next catalog no longer names it: until then a restart may have to replay on it.
         self.inner.dropped.lock().insert(name.to_owned());
         CommandOutcome::Done
@@ -427,6 +435,12 @@ impl Machine {
     /// From now on nothing waits for room on the disk.
     pub fn begin_stop(&self) {
         self.inner.stopping.store(true, Ordering::SeqCst);
+        self.states().iter().for_each(|state| state.feed.end());
+    }
+
+    /// Whether [`Self::begin_stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.inner.stopping.load(Ordering::SeqCst)
     }
 
     /// Submits a job to a database's writer; gives it back if there is no such database here yet.

@@ -13,6 +13,7 @@ mod methods;
 pub(crate) mod refuse;
 pub(crate) mod stop;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,10 +50,46 @@ fn open(view: View, flags: OpenFlags, setup: &str) -> rusqlite::Result<ViewConne
     Ok(ViewConnection { connection, _name: name })
 }
 
+/// Names of tables that the statements prepared on a connection would change.
+#[derive(Clone, Debug, Default)]
+struct ChangedTables(Arc<Mutex<BTreeSet<String>>>);
+
+impl ChangedTables {
+    /// Told by the authorizer, for triggers' and foreign keys' statements, too.
+    fn note(&self, context: &AuthContext<'_>) {
+        let (AuthAction::Insert { table_name }
+        | AuthAction::Update { table_name, .. }
+        | AuthAction::Delete { table_name }) = context.action
+        else {
+            return;
+        };
+        if context.database_name != Some("main") {
+            return;
+        }
+        let name = match table_name {
+            "sqlite_master" | "sqlite_schema" => "sqlite_schema",
+            // SQLite's own notes: sequences, statistics.
+            internal if internal.starts_with("sqlite_") => return,
+            name => name,
+        };
+        let mut names = self.0.lock();
+        if !names.contains(name) {
+            names.insert(name.to_owned());
+        }
+    }
+}
+
 /// Allows ATTACH of memory and temporary databases only, and no PRAGMA by way of another database's name that is refused by that of the
 /// main one. Notes what a later caller must not inherit.
-fn guard(connection: &mut Connection, touched: Arc<AtomicBool>) -> rusqlite::Result<()> {
+fn guard(
+    connection: &mut Connection,
+    touched: Arc<AtomicBool>,
+    changed: Option<ChangedTables>,
+) -> rusqlite::Result<()> {
     connection.authorizer(Some(move |context: AuthContext<'_>| {
+        if let Some(changed) = &changed {
+            changed.note(&context);
+        }
         let touches = match context.action {
             AuthAction::Attach { filename: "" | ":memory:" } => true,
             // Without a file name: an expression, whatever its value will be.
@@ -133,10 +170,12 @@ pub(crate) struct WriterConnection {
     touched: Arc<AtomicBool>,
     transaction: Arc<HeldTransaction>,
     stop: StopCheck,
+    changed: Option<ChangedTables>,
 }
 
 impl WriterConnection {
-    pub fn open(capture: &Arc<Capture>) -> rusqlite::Result<Self> {
+    /// `track_tables`: see [`Self::take_changed_tables`].
+    pub fn open(capture: &Arc<Capture>, track_tables: bool) -> rusqlite::Result<Self> {
         let setup = format!(
             "PRAGMA synchronous=OFF; PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=0;
              PRAGMA foreign_keys=ON; PRAGMA cache_size=-{WRITER_CACHE_KIB};"
@@ -145,7 +184,12 @@ impl WriterConnection {
         keep_settings(&view.connection)?;
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
-        guard(&mut view.connection, touched.clone())?;
+        let changed = track_tables.then(ChangedTables::default);
+        if track_tables {
+            // A kept statement would run without being prepared, and its tables not be named.
+            view.connection.set_prepared_statement_cache_capacity(0);
+        }
+        guard(&mut view.connection, touched.clone(), changed.clone())?;
         let transaction = Arc::new(HeldTransaction::default());
         // A commit that is refused becomes a rollback.
         let commits = transaction.clone();
@@ -154,7 +198,12 @@ impl WriterConnection {
         view.connection.rollback_hook(Some(move || rollbacks.ended.store(true, Ordering::Relaxed)))?;
         let stop = StopCheck::default();
         stop.install(&mut view.connection)?;
-        Ok(Self { view, capture: capture.clone(), touched, transaction, stop })
+        Ok(Self { view, capture: capture.clone(), touched, transaction, stop, changed })
+    }
+
+    /// The tables that statements prepared since the last call would change; none if they are not tracked.
+    pub fn take_changed_tables(&self) -> BTreeSet<String> {
+        self.changed.as_ref().map(|changed| std::mem::take(&mut *changed.0.lock())).unwrap_or_default()
     }
 
     pub fn stop_check(&self) -> &StopCheck {
@@ -219,7 +268,7 @@ impl ReaderConnection {
         let mut view = open(view, OpenFlags::SQLITE_OPEN_READ_ONLY, &setup)?;
         methods::seal(&view.connection)?;
         let touched = Arc::new(AtomicBool::new(false));
-        guard(&mut view.connection, touched.clone())?;
+        guard(&mut view.connection, touched.clone(), None)?;
         let stop = StopCheck::default();
         stop.install(&mut view.connection)?;
         Ok(Self { view, progress, touched, stop })

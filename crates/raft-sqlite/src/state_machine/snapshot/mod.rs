@@ -257,6 +257,7 @@ impl Machine {
             state.restored_index.store(position.index, Ordering::Release);
             catalog.databases.insert(received.name.clone(), received.version.0);
             if !received.same {
+                state.feed.replaced(received.version);
                 self.notify_restored(&received.name, &state)?;
             }
         }

@@ -130,7 +130,13 @@ impl World {
         replica.commit_captured(group.version).unwrap();
         let origin = Origin { node: 9, incarnation: 9, sequence: 9 };
         let sidecars = vec![Bytes::from_static(b"sidecar")];
-        self.commit(&Command::Pages { database: name.into(), origin, sidecars, page_set: group.page_set });
+        self.commit(&Command::Pages {
+            database: name.into(),
+            tables: None,
+            origin,
+            sidecars,
+            page_set: group.page_set,
+        });
     }
 
     /// Rows of `bytes` bytes, of random content.
