@@ -206,7 +206,7 @@ impl Compare {
             let logged = logged.map_or(String::new(), |bytes| format!("{bytes:.0}"));
             println!("| {workload} | {callers} | {} | {logged} |", cells.join(" | "));
         }
-        println!("\nOperations (rows) a second; in brackets p99 in ms, and how many times ours that is.");
+        println!("\nOperations (rows) a second; in brackets p99 in ms, and how many times as many ours does.");
     }
 }
 
@@ -216,8 +216,8 @@ fn cell(outcomes: &[Outcome], ours: &[Outcome]) -> String {
     let p99 = median(outcomes.iter().map(|outcome| outcome.p99_ms)).unwrap_or(0.0);
     let failures: u64 = outcomes.iter().map(|outcome| outcome.failures).sum();
     let mut text = format!("{:.0} ({p99:.1}", rate(outcomes));
-    if !std::ptr::eq(outcomes, ours) && rate(ours) > 0.0 {
-        text.push_str(&format!(", {:.2}", rate(outcomes) / rate(ours)));
+    if !std::ptr::eq(outcomes, ours) && rate(outcomes) > 0.0 {
+        text.push_str(&format!("; {:.2}", rate(ours) / rate(outcomes)));
     }
     text.push(')');
     if failures > 0 {
