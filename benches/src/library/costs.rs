@@ -120,6 +120,8 @@ impl Costs {
         // What fills the database leaves the log again: else it is the log that is large.
         let mut cluster = Cluster::start(folder.path(), &["--no-sync", "--keep", "0"])?;
         cluster.order(cluster.leader, &format!("fill {}", self.restart_mib))?;
+        // Small ones, enough that all of the large ones are purged: the log drops them in batches.
+        cluster.order(cluster.leader, "grow-log 1000 4")?;
         cluster.settle()?;
         for member in 0..MEMBERS {
             cluster.kill(member)?;
