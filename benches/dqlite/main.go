@@ -69,11 +69,20 @@ func measure(workload string, callers int, duration time.Duration, data string) 
 	if _, err := db.Exec("CREATE TABLE item(id INTEGER PRIMARY KEY, value BLOB NOT NULL)"); err != nil {
 		return nil, err
 	}
+	// A second writer is refused at once ("database is locked"), and its retries slow the first one down: here writers queue, as is best
+	// for dqlite.
+	var writing sync.Mutex
 	insert := func(number uint64) error {
+		writing.Lock()
+		defer writing.Unlock()
 		_, err := db.Exec(insertRow, value(number))
 		return err
 	}
-	insertRows := func(number uint64) error { return insertMany(db, number*rows) }
+	insertRows := func(number uint64) error {
+		writing.Lock()
+		defer writing.Unlock()
+		return insertMany(db, number*rows)
+	}
 	read := func(number uint64) error {
 		var got []byte
 		return db.QueryRow(selectRow, int64((number*0x9e3779b97f4a7c15)>>32)%preloaded+1).Scan(&got)

@@ -84,6 +84,9 @@ pub struct Outcome {
     /// Of the process: all nodes and the callers.
     pub rss_mib: f64,
     pub failures: u64,
+    /// Operations that succeeded.
+    #[serde(default)]
+    pub operations: u64,
     /// Appended to the leader's log for an operation; only where it can be told.
     pub replicated_bytes_per_operation: Option<f64>,
     /// The first failure.
@@ -181,6 +184,7 @@ impl Meter {
             disk_bytes_per_operation: disk as f64 / operations,
             rss_mib: rss_mib(),
             failures: all.failures,
+            operations: all.operations,
             replicated_bytes_per_operation: None,
             failure: all.failure,
         }

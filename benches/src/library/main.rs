@@ -1,7 +1,9 @@
 //! The library beside its peers, in one run: plain SQLite, hiqlite, dqlite. The systems take turns, each measurement in a process and a
 //! folder of its own; medians as Markdown for docs/benchmarks.md.
 
+mod costs;
 mod load;
+mod member;
 mod ours;
 mod sqlite;
 
@@ -32,6 +34,11 @@ enum Task {
     },
     /// All systems, in turns.
     Compare(Compare),
+    /// Memory, restart and catching up of a node of ours.
+    Costs(costs::Costs),
+    /// A member that the measurements of costs start.
+    #[command(hide = true)]
+    Member(member::Member),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,6 +56,12 @@ struct Compare {
     /// The program of benches/dqlite.
     #[arg(long)]
     dqlite: Option<PathBuf>,
+    /// Leaves out SQLite with synchronous=FULL.
+    #[arg(long)]
+    without_sqlite_full: bool,
+    /// Leaves out SQLite with synchronous=OFF.
+    #[arg(long)]
+    without_sqlite_off: bool,
     /// How often the systems take turns.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -88,6 +101,10 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Compare(compare) => compare.run(),
+        Task::Costs(costs) => costs.run(),
+        Task::Member(member) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(member.run())
+        }
     }
 }
 
@@ -136,11 +153,13 @@ impl Compare {
             name,
             command: vec![this.clone(), "measure".into(), "--system".into(), argument.into()],
         };
-        let mut systems = vec![
-            built_in("raft-sqlite", "raft-sqlite"),
-            built_in("SQLite FULL", "sqlite-full"),
-            built_in("SQLite OFF", "sqlite-off"),
-        ];
+        let mut systems = vec![built_in("raft-sqlite", "raft-sqlite")];
+        if !self.without_sqlite_full {
+            systems.push(built_in("SQLite FULL", "sqlite-full"));
+        }
+        if !self.without_sqlite_off {
+            systems.push(built_in("SQLite OFF", "sqlite-off"));
+        }
         for (name, program) in [("hiqlite", &self.hiqlite), ("dqlite", &self.dqlite)] {
             if let Some(program) = program {
                 systems.push(System { name, command: vec![program.display().to_string()] });
@@ -187,7 +206,7 @@ impl Compare {
             let logged = logged.map_or(String::new(), |bytes| format!("{bytes:.0}"));
             println!("| {workload} | {callers} | {} | {logged} |", cells.join(" | "));
         }
-        println!("\nOperations (rows) a second; in brackets p99 in ms, and how many times ours that is.");
+        println!("\nOperations (rows) a second; in brackets p99 in ms, and how many times as many ours does.");
     }
 }
 
@@ -197,8 +216,8 @@ fn cell(outcomes: &[Outcome], ours: &[Outcome]) -> String {
     let p99 = median(outcomes.iter().map(|outcome| outcome.p99_ms)).unwrap_or(0.0);
     let failures: u64 = outcomes.iter().map(|outcome| outcome.failures).sum();
     let mut text = format!("{:.0} ({p99:.1}", rate(outcomes));
-    if !std::ptr::eq(outcomes, ours) && rate(ours) > 0.0 {
-        text.push_str(&format!(", {:.2}", rate(outcomes) / rate(ours)));
+    if !std::ptr::eq(outcomes, ours) && rate(outcomes) > 0.0 {
+        text.push_str(&format!("; {:.2}", rate(ours) / rate(outcomes)));
     }
     text.push(')');
     if failures > 0 {

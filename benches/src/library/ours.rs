@@ -58,7 +58,7 @@ pub async fn measure(measure: &Measure) -> Result<Outcome> {
         }
     };
     if !measure.workload.reads() {
-        let rows = (outcome.operations_per_second * measure.seconds as f64).max(1.0);
+        let rows = outcome.operations.max(1) as f64;
         let logged = leader.log_statistics().written_bytes - logged;
         outcome.replicated_bytes_per_operation = Some(logged as f64 / rows);
     }

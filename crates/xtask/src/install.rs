@@ -1,5 +1,6 @@
 //! What a test run needs and a fresh machine may lack.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, bail};
@@ -14,11 +15,18 @@ pub fn has(program: &str) -> bool {
 
 /// Makes sure of a program from a Debian package.
 pub fn debian(program: &str, package: &str) -> Result<()> {
-    if has(program) {
-        return Ok(());
-    }
+    if has(program) { Ok(()) } else { install(program, package) }
+}
+
+/// Makes sure of a C library from a Debian package; `header` is its path below /usr/include.
+pub fn debian_library(header: &str, package: &str) -> Result<()> {
+    let installed = Path::new("/usr/include").join(header).is_file();
+    if installed { Ok(()) } else { install(header, package) }
+}
+
+fn install(what: &str, package: &str) -> Result<()> {
     if !has("apt-get") {
-        bail!("{program} is needed: install it (Debian's package {package})");
+        bail!("{what} is needed: install it (Debian's package {package})");
     }
     let quiet = |arguments: &[&str]| {
         shell::run(

@@ -59,16 +59,6 @@ pub fn fault(seconds: u64, seed: Option<u64>) -> Result<()> {
     integration_test("bank", None, &variables)
 }
 
-/// Runs the load generator on our release build and on a real etcd.
-pub fn bench(arguments: &[String]) -> Result<()> {
-    need_go()?;
-    shell::cargo(&["build", "--release", "--locked", "-p", "raft-sqlite-cli", "-p", "raft-sqlite-benches"])?;
-    let release = shell::target_dir("release");
-    let mut command = shell::command(&release.join("side-by-side").display().to_string());
-    command.arg("--raft-sqlite").arg(release.join("raft-sqlite")).arg("--etcd").arg(etcd()?);
-    shell::run(command.args(arguments))
-}
-
 fn integration_test(name: &str, server: Option<&Path>, variables: &[(&str, &str)]) -> Result<()> {
     shell::cargo(&["build", "--locked", "-p", "raft-sqlite-cli"])?;
     let mut command = shell::command("cargo");
@@ -90,15 +80,16 @@ fn integration_test(name: &str, server: Option<&Path>, variables: &[(&str, &str)
     shell::run(&mut command)
 }
 
-fn need_go() -> Result<()> {
+/// Makes sure of Go.
+pub fn need_go() -> Result<()> {
     if install::has("go") {
         return Ok(());
     }
-    install::debian("go", "golang-go").context("the Go modules under tests/ need Go 1.26 or newer")
+    install::debian("go", "golang-go").context("the Go modules under tests/ and benches/ need Go 1.26 or newer")
 }
 
 /// A stock etcd, built once from its Go module.
-fn etcd() -> Result<PathBuf> {
+pub fn etcd() -> Result<PathBuf> {
     let folder = shell::root().join("tests/etcd-oracle");
     let version = required_version(&folder, "go.etcd.io/etcd/server/v3")?;
     let program = shell::cache_dir()?.join(format!("etcd-{version}"));

@@ -3,6 +3,7 @@
 //! `cargo xtask test` is the one test command: it installs what it needs, checks format, lints and documentation, and runs every
 //! test. What takes longer stands behind a command of its own.
 
+mod bench;
 mod install;
 mod interop;
 mod shell;
@@ -46,9 +47,10 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// Load on three nodes of ours and of etcd, alternating; prints medians and ratios.
+    /// Load on three nodes of ours and of etcd, alternating; prints medians and ratios. `bench library`: the library beside SQLite,
+    /// hiqlite and dqlite; `bench library --help` lists its options.
     Bench {
-        /// Passed on to the load generator.
+        /// Passed on to the load generator; or `library` and its options.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -62,7 +64,7 @@ fn main() -> Result<()> {
         Command::Tidy => tidy::check(&shell::root()),
         Command::Interop { client, oracle } => interop::run(client, oracle),
         Command::Fault { seconds, seed } => interop::fault(seconds, seed),
-        Command::Bench { arguments } => interop::bench(&arguments),
+        Command::Bench { arguments } => bench::run(&arguments),
     }
 }
 
