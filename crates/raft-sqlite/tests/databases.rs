@@ -278,3 +278,32 @@ async fn a_database_whose_file_was_taken_away_is_reported() {
     let error = Node::start(NodeConfig::single(folder.path())).await.unwrap_err().to_string();
     assert!(error.contains("app.sqlite") && error.contains("removed"), "{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_database_keeps_no_file_open() {
+    let nodes = Nodes::start(4096).await;
+    // This process's files that were removed and still take room.
+    let held = |name: &str| {
+        let file = format!("/{name}.sqlite");
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().contains(&file)).count()
+    };
+    for turn in 0..40 {
+        insert(&nodes.node(turn).database("held"), turn as i64).await;
+    }
+    for node in 0..3 {
+        // On each of its threads.
+        for _ in 0..20 {
+            values(&nodes.node(node).database("held")).await;
+        }
+    }
+    eventually("checkpoints have made files", || held("held") > 0).await;
+    nodes.node(0).drop_database("held").await.unwrap();
+    // Checkpoints take dropped names out of the catalog, and then files go.
+    for turn in 0..100 {
+        insert(&nodes.node(turn).database("other"), turn as i64).await;
+    }
+    eventually("the file is held by nobody", || held("held") == 0).await;
+}

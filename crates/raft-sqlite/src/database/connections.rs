@@ -180,6 +180,11 @@ impl Reader {
         }
     }
 
+    /// Whether its database is gone.
+    pub fn is_dropped(&self) -> bool {
+        self.replica.is_dropped()
+    }
+
     /// False: not for another caller. Either a snapshot has replaced the database, and this connection goes on seeing the old one, or
     /// a caller has left something on it (a temporary object, an attached database, a PRAGMA).
     pub fn is_current(&self) -> bool {

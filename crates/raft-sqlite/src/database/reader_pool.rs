@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never, select_biased, unbounded};
 use parking_lot::Mutex;
 
 use super::replica::Replica;
@@ -37,19 +37,29 @@ struct Request {
 pub(crate) struct ReaderPool {
     requests: Mutex<Option<Sender<Request>>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    /// One a thread.
+    forgets: Vec<Sender<()>>,
 }
 
 impl ReaderPool {
     /// Starts `threads` threads named `reader-N`.
     pub fn start(threads: usize) -> std::io::Result<Self> {
         let (sender, receiver) = bounded::<Request>(MAX_QUEUED_READS);
-        let threads = (0..threads.max(1))
-            .map(|number| {
-                let receiver = receiver.clone();
-                std::thread::Builder::new().name(format!("reader-{number}")).spawn(move || run(&receiver))
-            })
-            .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(Self { requests: Mutex::new(Some(sender)), threads: Mutex::new(threads) })
+        let (mut handles, mut forgets) = (Vec::new(), Vec::new());
+        for number in 0..threads.max(1) {
+            let (receiver, (forget, forgotten)) = (receiver.clone(), unbounded());
+            let thread = std::thread::Builder::new().name(format!("reader-{number}"));
+            handles.push(thread.spawn(move || run(&receiver, forgotten))?);
+            forgets.push(forget);
+        }
+        Ok(Self { requests: Mutex::new(Some(sender)), threads: Mutex::new(handles), forgets })
+    }
+
+    /// Closes connections to databases that were dropped: until then their files take room.
+    pub fn forget_dropped(&self) {
+        for thread in &self.forgets {
+            let _ = thread.send(());
+        }
     }
 
     /// Queues a read. False: too many wait; `read` was dropped uncalled.
@@ -83,9 +93,22 @@ impl ReaderPool {
     }
 }
 
-fn run(requests: &Receiver<Request>) {
+fn run(requests: &Receiver<Request>, mut forget: Receiver<()>) {
     let mut connections: HashMap<usize, Reader> = HashMap::new();
-    while let Ok(Request { replica, read, ticket }) = requests.recv() {
+    loop {
+        let Request { replica, read, ticket } = select_biased! {
+            recv(forget) -> told => {
+                connections.retain(|_, reader| !reader.is_dropped());
+                if told.is_err() {
+                    forget = never();
+                }
+                continue;
+            }
+            recv(requests) -> request => match request {
+                Ok(request) => request,
+                Err(_) => return,
+            },
+        };
         // Dropped uncalled: its caller has gone, or knows by its own clock.
         if !ticket.begin() {
             continue;
@@ -125,7 +148,7 @@ fn run(requests: &Receiver<Request>) {
                 false
             }
         };
-        if !healthy {
+        if !healthy || replica.is_dropped() {
             connections.remove(&key);
         }
     }

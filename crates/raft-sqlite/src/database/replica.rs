@@ -152,6 +152,7 @@ struct Inner {
     /// not move under it.
     verbs: Mutex<()>,
     writer_open: Arc<AtomicBool>,
+    dropped: AtomicBool,
 }
 
 /// One database on this node; clones share it.
@@ -189,6 +190,7 @@ impl Replica {
             captured: Mutex::default(),
             verbs: Mutex::default(),
             writer_open: Arc::default(),
+            dropped: AtomicBool::new(false),
         };
         Ok((Replica { inner: Arc::new(inner) }, mark))
     }
@@ -228,6 +230,15 @@ impl Replica {
 
     pub(super) fn is_current(&self, store: &Arc<PageStore>) -> bool {
         Arc::ptr_eq(&self.inner.store.read(), store)
+    }
+
+    /// The database was dropped: what is open on it is for those who read at this moment.
+    pub fn mark_dropped(&self) {
+        self.inner.dropped.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_dropped(&self) -> bool {
+        self.inner.dropped.load(Ordering::SeqCst)
     }
 
     /// Newest committed version.

@@ -421,10 +421,17 @@ impl Machine {
         };
         state.writer.close("the database was dropped").await;
         state.writer.stop();
-        state.feed.end();
+        self.part_from(&state);
         // The file goes after the next catalog no longer names it: until then a restart may have to replay on it.
         self.inner.dropped.lock().insert(name.to_owned());
         CommandOutcome::Done
+    }
+
+    /// Tells those who read a dropped database, or follow it.
+    fn part_from(&self, state: &DatabaseState) {
+        state.feed.end();
+        state.replica.mark_dropped();
+        self.inner.setup.readers.forget_dropped();
     }
 
     /// Whether files of dropped databases take room on the disk.

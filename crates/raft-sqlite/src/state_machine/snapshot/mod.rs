@@ -232,6 +232,7 @@ impl Machine {
         for name in gone {
             if let Some(state) = self.inner.databases.write().remove(&name) {
                 state.writer.stop();
+                self.part_from(&state);
             }
             self.inner.dropped.lock().insert(name);
         }
