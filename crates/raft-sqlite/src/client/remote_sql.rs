@@ -295,7 +295,7 @@ fn encode_failure(error: &WriteError<SqlError>) -> Bytes {
         WriteError::TooLarge { .. } => (Kind::TooLarge, 0, 0),
         WriteError::DiskFull => (Kind::DiskFull, 0, 0),
         WriteError::OutcomeUnknown(_) => (Kind::OutcomeUnknown, 0, 0),
-        WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
+        WriteError::Damaged(_) | WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
         WriteError::Sql(_) | WriteError::Rejected(_) => (Kind::Rejected, 0, 0),
     };
     let message = match error {
