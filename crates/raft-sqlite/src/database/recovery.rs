@@ -324,15 +324,16 @@ fn kept_sums(
     complete: &checkpoint_wal::CompleteWal,
 ) -> Result<Option<Vec<u64>>, DatabaseError> {
     let in_wal: PageNumbers = complete.images.iter().map(|(number, _)| number.0).collect();
-    let brings = |mut pages: std::ops::RangeInclusive<u32>| pages.all(|page| in_wal.contains(&page));
-    let all = 1..=complete.page_count;
+    let brings = |mut pages: std::ops::Range<u32>| pages.all(|page| in_wal.contains(&page));
+    let end = complete.page_count.saturating_add(1);
+    let all = 1..end;
     let Some(content) = sums::read(file, &paths.sums, complete.page_size, complete.page_count)? else {
         return Ok(brings(all).then(|| vec![0; complete.page_count as usize]));
     };
     let lost = content.bad.iter().find(|bad| match bad.pages() {
         // The header, as the first checkpoint may have left it.
         pages if pages.is_empty() => !brings(all.clone()),
-        pages => !brings(*pages.start()..=complete.page_count.min(*pages.end())),
+        pages => !brings(pages.start..pages.end.min(end)),
     });
     match lost {
         Some(bad) => Err(bad.error(&paths.sums)),
