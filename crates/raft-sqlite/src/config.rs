@@ -93,6 +93,11 @@ pub struct NodeConfig {
     pub max_transaction_duration: Duration,
     /// Reader threads; 0 = one per processor, at most 4.
     pub reader_threads: usize,
+    /// How often the databases' files are read and compared with their checksums, so that damage is found before it is needed; a day. The
+    /// first time after a random part of it. None: only what is needed is compared.
+    pub scrub_interval: Option<Duration>,
+    /// How fast, in bytes a second at most; 8 MiB.
+    pub scrub_bytes_per_second: u64,
     /// What the log's sync promises; full: an acknowledged write survives the loss of power on a majority.
     pub log_sync: SyncMode,
     /// Certificates for peers; None: plain connections.
@@ -124,6 +129,8 @@ impl NodeConfig {
             track_tables: false,
             max_transaction_duration: Duration::from_secs(300),
             reader_threads: 0,
+            scrub_interval: Some(Duration::from_secs(24 * 60 * 60)),
+            scrub_bytes_per_second: 8 * 1024 * 1024,
             log_sync: SyncMode::default(),
             peer_tls: None,
         }

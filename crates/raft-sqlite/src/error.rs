@@ -1,11 +1,12 @@
 //! The errors a program that embeds raft-sqlite sees.
 //!
 //! Every variant says what became of the call: `Rejected` (no effect), `Retryable` (no effect; the same call may go through later),
-//! `OutcomeUnknown` (it may have taken effect or may still) or `Fatal` (this node has stopped).
+//! `OutcomeUnknown` (it may have taken effect or may still) or `Fatal` (this node has stopped, or is damaged).
 
 use std::fmt;
 
 use crate::NodeId;
+use crate::page::PageDamage;
 
 /// What became of a call that ended with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub enum ErrorClass {
     Retryable,
     /// It may have taken effect, or may still: look before repeating what is not idempotent.
     OutcomeUnknown,
-    /// This node has stopped.
+    /// This node has stopped, or cannot do it because of what is damaged on its disk. The call had no effect.
     Fatal,
 }
 
@@ -56,6 +57,9 @@ pub enum WriteError<E = std::convert::Infallible> {
     /// Proposed, but whether it is committed cannot be told.
     #[error("the outcome is unknown: {0}")]
     OutcomeUnknown(String),
+    /// A page that the transaction needed is damaged in this node's file. No effect: another node has to lead.
+    #[error(transparent)]
+    Damaged(PageDamage),
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),
@@ -74,6 +78,7 @@ impl<E> WriteError<E> {
             WriteError::Sql(error) => WriteError::Sql(error),
             WriteError::Rejected(why) => WriteError::Rejected(why),
             WriteError::OutcomeUnknown(why) => WriteError::OutcomeUnknown(why),
+            WriteError::Damaged(damage) => WriteError::Damaged(damage),
             WriteError::Fatal(why) => WriteError::Fatal(why),
         }
     }
@@ -88,7 +93,7 @@ impl<E> WriteError<E> {
                 ErrorClass::Rejected
             }
             WriteError::OutcomeUnknown(_) => ErrorClass::OutcomeUnknown,
-            WriteError::Fatal(_) => ErrorClass::Fatal,
+            WriteError::Damaged(_) | WriteError::Fatal(_) => ErrorClass::Fatal,
         }
     }
 }
@@ -151,6 +156,9 @@ pub enum ReadError {
     /// The caller's deadline passed: the read was interrupted, or never began.
     #[error("the deadline has passed: {0}")]
     DeadlinePassed(String),
+    /// A page that it needed is damaged in this node's file: ask another node.
+    #[error(transparent)]
+    Damaged(PageDamage),
     /// This node has stopped.
     #[error("this node has stopped: {0}")]
     Fatal(String),
@@ -171,7 +179,7 @@ impl ReadError {
             | ReadError::Row(_)
             | ReadError::Prepare(_)
             | ReadError::Panicked => ErrorClass::Rejected,
-            ReadError::Fatal(_) => ErrorClass::Fatal,
+            ReadError::Damaged(_) | ReadError::Fatal(_) => ErrorClass::Fatal,
         }
     }
 }

@@ -53,7 +53,7 @@ pub use log::{LogError, LogStatistics, SYNC_LATENCY_BUCKETS, SyncMode};
 pub use node::{
     CallHandler, DatabaseStatistics, Leadership, Member, Node, NodeBuilder, NodeStatus, Role, SnapshotStatistics,
 };
-pub use page::Version;
+pub use page::{PageDamage, Version};
 pub use rusqlite::types::{FromSql, ToSql, Value};
 pub use rusqlite::{self, named_params, params};
 pub use state_machine::observer::ApplyObserver;

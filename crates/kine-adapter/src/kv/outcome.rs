@@ -29,6 +29,7 @@ pub(super) fn of_write(error: WriteError<Refusal>) -> Failed {
             tracing::debug!(reason, "the outcome of a write is not known");
             Failed::For(KvError::Timeout)
         }
+        WriteError::Damaged(damage) => Failed::For(KvError::Internal(damage.to_string())),
         WriteError::Fatal(reason) => Failed::For(KvError::Internal(reason)),
     }
 }
@@ -65,6 +66,7 @@ pub(super) fn of_read(error: ReadError) -> KvError {
         | ReadError::Row(_)
         | ReadError::Prepare(_)
         | ReadError::Panicked
+        | ReadError::Damaged(_)
         | ReadError::Fatal(_)) => KvError::Internal(other.to_string()),
     }
 }

@@ -399,6 +399,7 @@ fn from_write(error: WriteError<MigrationStep>) -> MigrationError {
         )),
         WriteError::Rejected(why) => MigrationError::Rejected(why),
         WriteError::OutcomeUnknown(why) => MigrationError::OutcomeUnknown(why),
+        WriteError::Damaged(damage) => MigrationError::Fatal(damage.to_string()),
         WriteError::Fatal(why) => MigrationError::Fatal(why),
     }
 }

@@ -341,9 +341,11 @@ impl LocalDatabase {
             Box::new(move |ended| {
                 // What the closure gives may be an error that only says that a page could not be read.
                 let answer = match ended {
-                    Err(error @ (DatabaseError::ReaderTooOld { .. } | DatabaseError::ReaderHoldsTooMuch { .. })) => {
-                        Err(error)
-                    }
+                    Err(
+                        error @ (DatabaseError::ReaderTooOld { .. }
+                        | DatabaseError::ReaderHoldsTooMuch { .. }
+                        | DatabaseError::DamagedPage(_)),
+                    ) => Err(error),
                     _ => value,
                 };
                 let _ = sender.send(answer.map_err(Some));
@@ -369,6 +371,7 @@ impl LocalDatabase {
             Ok(Err(Some(DatabaseError::ReaderHoldsTooMuch { max_bytes }))) => {
                 Err(ReadError::HoldsTooMuch { max_bytes })
             }
+            Ok(Err(Some(DatabaseError::DamagedPage(damage)))) => Err(ReadError::Damaged(damage)),
             Ok(Err(Some(DatabaseError::Prepare(error)))) => Err(ReadError::Prepare(error)),
             Ok(Err(Some(error))) => Err(ReadError::Fatal(error.to_string())),
             Err(_) => Err(ReadError::Fatal("it stops".into())),

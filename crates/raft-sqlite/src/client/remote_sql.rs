@@ -302,7 +302,7 @@ pub(super) fn to_failure(error: &WriteError<SqlError>) -> proto::SqlFailure {
         WriteError::DiskFull => (Kind::DiskFull, 0, 0),
         WriteError::Timeout(_) => (Kind::Timeout, 0, 0),
         WriteError::OutcomeUnknown(_) => (Kind::OutcomeUnknown, 0, 0),
-        WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
+        WriteError::Damaged(_) | WriteError::Fatal(_) => (Kind::Fatal, 0, 0),
         WriteError::Sql(_) | WriteError::Rejected(_) => (Kind::Rejected, 0, 0),
     };
     let message = match error {

@@ -148,6 +148,7 @@ pub(super) fn read_error(error: DatabaseError) -> ReadError {
     match error {
         DatabaseError::ReaderTooOld { max_age } => ReadError::TooOld { max_age },
         DatabaseError::ReaderHoldsTooMuch { max_bytes } => ReadError::HoldsTooMuch { max_bytes },
+        DatabaseError::DamagedPage(damage) => ReadError::Damaged(damage),
         DatabaseError::Prepare(error) => ReadError::Prepare(error),
         other => ReadError::Fatal(other.to_string()),
     }

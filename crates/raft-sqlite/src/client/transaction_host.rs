@@ -337,10 +337,11 @@ async fn outcome(
     shared: &Shared,
 ) -> Reply {
     let failed = |error: WriteError<SqlError>| Reply::Failed(to_failure(&error));
-    // The statement's own words are about a full disk.
-    if let Ok(Err(Refusal::TooLarge { limit_bytes })) = finished {
-        return failed(WriteError::TooLarge { limit_bytes });
-    }
+    let finished = match finished {
+        // Better words than the statement's own, which are about a full disk or a failed read.
+        Ok(Err(refusal @ (Refusal::TooLarge { .. } | Refusal::Damaged(_)))) => return failed(refusal.into_error(None)),
+        finished => finished,
+    };
     if let Some(ended) = shared.ended.lock().take() {
         return Reply::Ended(ended);
     }

@@ -1,9 +1,10 @@
 //! Bringing NAME.sqlite up to a pinned version, so that the log can be purged and memory freed.
 //!
 //! ```text
-//!  0 new pages ──────► beyond NAME.sqlite's end, synced
+//!  0 new pages ──────► beyond NAME.sqlite's end, synced; their checksums into NAME.sums, synced
 //!  1 changed pages ──► NAME.sqlite-wal, synced     a crash before this is complete: the old file stands, by its own header's size
 //!  2 the same ───────► NAME.sqlite, synced         from here to 4 a crash: 2 and 3 are done again from the WAL
+//!    their checksums ► NAME.sums, synced
 //!  3 the mark ───────► NAME.applied, synced
 //!  4 the WAL is removed; memory lets go of what the file has
 //! ```
@@ -18,14 +19,15 @@ use std::sync::Arc;
 
 use super::mark::{self, AppliedMark, LogPosition};
 use super::recovery::{Paths, Recovered, open};
-use super::{DatabaseError, checkpoint_wal};
+use super::{DatabaseError, checkpoint_wal, sums};
 use crate::page::source::{Disk, DiskFile};
 use crate::page::store::{PageError, PageStore, Pin};
-use crate::page::{Page, PageNumber};
+use crate::page::{Page, PageNumber, page_sum};
 
 /// What is open of a database's files. Whoever holds it is the only one who writes them.
 pub(super) struct Files {
     pub database: Arc<dyn DiskFile>,
+    pub sums: Arc<dyn DiskFile>,
     /// Of the newest applied mark; 0 before the first.
     pub sequence: u64,
     /// Pages written by all checkpoints that came to their end.
@@ -65,6 +67,7 @@ impl Files {
     pub fn new(recovered: &Recovered) -> Self {
         Self {
             database: recovered.file.clone(),
+            sums: recovered.sums_file.clone(),
             sequence: recovered.sequence,
             written_pages: 0,
             wal_left: false,
@@ -129,6 +132,7 @@ impl Files {
         if !new.is_empty() {
             self.remove_wal(disk, paths)?;
             self.write_pages(new, store).and_then(|()| self.database.sync()).map_err(io(&paths.database))?;
+            self.write_sums(new, store).map_err(io(&paths.sums))?;
         }
         self.wal_left = true;
         started.write_wal(disk, paths, store)?;
@@ -153,6 +157,12 @@ impl Files {
             .try_for_each(|(number, page)| self.database.write_at(page.bytes(), u64::from(number.0 - 1) * bytes))
     }
 
+    /// On disk when it returns.
+    fn write_sums(&self, pages: &[(PageNumber, Arc<Page>)], store: &PageStore) -> std::io::Result<()> {
+        let new = pages.iter().map(|(number, page)| (*number, page_sum(page.hash())));
+        sums::update(&*self.sums, store.page_size(), store.sums(), new)
+    }
+
     /// Steps 2 to 4 of the checkpoint that was started, if one was.
     fn finish(&mut self, disk: &dyn Disk, paths: &Paths, store: &Arc<PageStore>) -> Result<(), DatabaseError> {
         let Some(Started { mark, page_count, pages, in_wal }) = &self.started else {
@@ -165,6 +175,10 @@ impl Files {
             let bytes = store.page_size().bytes() as u64;
             self.database.set_length(u64::from(*page_count) * bytes).map_err(io(&paths.database))?;
             self.database.sync().map_err(io(&paths.database))?;
+            self.write_sums(pages, store).map_err(io(&paths.sums))?;
+            if *page_count < store.file_page_count() {
+                self.sums.set_length(sums::length(*page_count)).map_err(io(&paths.sums))?;
+            }
         }
         let applied = open(disk, &paths.applied)?;
         mark::write(&*applied, self.sequence + 1, mark).map_err(io(&paths.applied))?;

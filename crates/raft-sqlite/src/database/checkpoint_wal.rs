@@ -80,31 +80,38 @@ pub(crate) struct CompleteWal {
     pub images: Vec<(PageNumber, u64)>,
 }
 
-/// None: the WAL is not complete.
-pub(crate) fn read(file: &dyn DiskFile) -> io::Result<Option<CompleteWal>> {
+/// What a WAL is.
+pub(crate) enum Content {
+    Complete(CompleteWal),
+    /// Up to this offset it is good.
+    Incomplete(u64),
+}
+
+/// Reads all of it.
+pub(crate) fn read(file: &dyn DiskFile) -> io::Result<Content> {
     let mut header = [0; HEADER_BYTES];
     if file.read_at(&mut header, 0)? < HEADER_BYTES {
-        return Ok(None);
+        return Ok(Content::Incomplete(0));
     }
     let mut state = (0, 0);
     checksum(&header[..24], &mut state);
     if be32(&header, 0) != MAGIC || be32(&header, 24) != state.0 || be32(&header, 28) != state.1 {
-        return Ok(None);
+        return Ok(Content::Incomplete(0));
     }
     let Some(page_size) = PageSize::new(be32(&header, 8)) else {
-        return Ok(None);
+        return Ok(Content::Incomplete(0));
     };
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_size.bytes()];
     let mut images = Vec::new();
     let mut offset = HEADER_BYTES as u64;
     loop {
         if file.read_at(&mut frame, offset)? < frame.len() {
-            return Ok(None);
+            return Ok(Content::Incomplete(offset));
         }
         checksum(&frame[..8], &mut state);
         checksum(&frame[FRAME_HEADER_BYTES..], &mut state);
         if frame[8..16] != header[16..24] || be32(&frame, 16) != state.0 || be32(&frame, 20) != state.1 {
-            return Ok(None);
+            return Ok(Content::Incomplete(offset));
         }
         images.push((PageNumber(be32(&frame, 0)), offset + FRAME_HEADER_BYTES as u64));
         offset += frame.len() as u64;
@@ -113,8 +120,8 @@ pub(crate) fn read(file: &dyn DiskFile) -> io::Result<Option<CompleteWal>> {
             let mut slot = [0; MARK_BYTES];
             let read = file.read_at(&mut slot, offset)?;
             return Ok(match mark::decode(&slot[..read]) {
-                Slot::Valid(_, mark) => Some(CompleteWal { mark, page_count, page_size, images }),
-                _ => None,
+                Slot::Valid(_, mark) => Content::Complete(CompleteWal { mark, page_count, page_size, images }),
+                _ => Content::Incomplete(offset),
             });
         }
     }

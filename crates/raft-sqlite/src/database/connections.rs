@@ -8,8 +8,8 @@ use super::DatabaseError;
 use super::job::Refusal;
 use super::prepare::ConnectionRole;
 use super::replica::Replica;
-use crate::page::Version;
 use crate::page::store::PageStore;
+use crate::page::{PageDamage, Version};
 use crate::vfs::capture::{Capture, OpenGroup, SealedGroup};
 use crate::vfs::stop::StopCheck;
 use crate::vfs::{ReaderConnection, WriterConnection};
@@ -93,6 +93,11 @@ impl Writer {
         self.capture.take_too_large()
     }
 
+    /// A damaged page, if SQLite has asked for one since the last call.
+    pub fn take_damage(&self) -> Option<PageDamage> {
+        self.capture.take_damage()
+    }
+
     /// Why a COMMIT failed.
     pub fn refusal(&self, error: rusqlite::Error) -> Refusal {
         match self.take_too_large() {
@@ -171,12 +176,13 @@ impl Reader {
     ///
     /// # Errors
     /// [`DatabaseError::ReaderTooOld`], [`DatabaseError::ReaderHoldsTooMuch`]: something that was read in it failed because it had lasted
-    /// too long.
+    /// too long. [`DatabaseError::DamagedPage`]: because a page is damaged.
     pub fn end(&self) -> Result<(), DatabaseError> {
         self.connection.end()?;
-        match self.connection.too_old() {
-            Some(bound) => Err(bound.into()),
-            None => Ok(()),
+        match (self.connection.too_old(), self.connection.damage()) {
+            (Some(bound), _) => Err(bound.into()),
+            (None, Some(damage)) => Err(damage.into()),
+            (None, None) => Ok(()),
         }
     }
 

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::ticket::Ticket;
 use crate::NodeId;
 use crate::error::WriteError;
-use crate::page::Version;
+use crate::page::{PageDamage, Version};
 use crate::vfs::stop::StopCheck;
 
 /// What a caller's closure is given: the writer connection, inside an SQLite transaction of its own.
@@ -78,6 +78,7 @@ pub(crate) enum Refusal {
     Sql(rusqlite::Error),
     Rejected(String),
     OutcomeUnknown(String),
+    Damaged(PageDamage),
     Fatal(String),
 }
 
@@ -91,6 +92,7 @@ impl Refusal {
             Refusal::Sql(error) => WriteError::Sql(error),
             Refusal::Rejected(text) => WriteError::Rejected(text),
             Refusal::OutcomeUnknown(text) => WriteError::OutcomeUnknown(text),
+            Refusal::Damaged(damage) => WriteError::Damaged(damage),
             Refusal::Fatal(text) => WriteError::Fatal(text),
         }
     }

@@ -105,6 +105,22 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<(u64, AppliedM
     Ok(newest)
 }
 
+/// Where a slot stands that was written and cannot be read. None: there is none.
+pub(crate) fn damaged_slot(disk: &dyn Disk, path: &Path) -> Result<Option<u64>, DatabaseError> {
+    let io = |error| DatabaseError::io(path, error);
+    let Some(file) = disk.open(path, false).map_err(io)? else {
+        return Ok(None);
+    };
+    for offset in [0, SLOT_BYTES] {
+        let mut bytes = [0; MARK_BYTES];
+        let read = file.read_at(&mut bytes, offset).map_err(io)?;
+        if matches!(decode(&bytes[..read]), Slot::Invalid) && bytes.iter().any(|byte| *byte != 0) {
+            return Ok(Some(offset));
+        }
+    }
+    Ok(None)
+}
+
 /// Writes the next mark into the slot that is not the newest; on disk when it returns.
 pub(crate) fn write(file: &dyn DiskFile, sequence: u64, mark: &AppliedMark) -> std::io::Result<()> {
     file.write_at(&encode(mark, sequence), (sequence % 2) * SLOT_BYTES)?;

@@ -1,7 +1,7 @@
 //! One database on this node: its replica, the writer thread on the leader, readers, checkpoints.
 //!
 //! - [`replica`]: the verbs between SQLite and Raft: capture and seal, apply, commit, discard, checkpoint, install;
-//! - [`checkpoint`], [`checkpoint_wal`], [`mark`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
+//! - [`checkpoint`], [`checkpoint_wal`], [`mark`], [`sums`], [`recovery`]: what lies on the disk, and how it is put in order after a crash;
 //! - [`job`], [`writer_thread`], [`pipeline`]: callers' transactions, grouped and proposed;
 //! - [`ticket`]: a caller's deadline, and whether it has begun;
 //! - [`reader_pool`]: threads that read;
@@ -17,6 +17,7 @@ pub(crate) mod prepare;
 pub(crate) mod reader_pool;
 pub(crate) mod recovery;
 pub(crate) mod replica;
+mod sums;
 pub(crate) mod ticket;
 pub(crate) mod writer_thread;
 
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use connections::{Reader, Writer};
 
 use crate::error::ErrorClass;
+use crate::page::PageDamage;
 use crate::page::store::PinBound;
 pub(crate) use crate::vfs::refuse::{explain as explain_refusal, forget as forget_refusal};
 
@@ -57,6 +59,9 @@ pub enum DatabaseError {
         /// What is wrong.
         why: String,
     },
+    /// A page of a database's file is not as it was written. Nothing was changed or deleted.
+    #[error(transparent)]
+    DamagedPage(#[from] PageDamage),
     /// A file was written by a newer version.
     #[error(
         "{path} has format version {found}, this program knows {known}: use the version that wrote it, or a newer one"
@@ -119,13 +124,17 @@ impl DatabaseError {
             | DatabaseError::Closed => ErrorClass::Retryable,
             DatabaseError::Sql(_) | DatabaseError::Prepare(_) => ErrorClass::Rejected,
             DatabaseError::Apply(error) => error.class(),
-            DatabaseError::Damaged { .. } | DatabaseError::NewerFormat { .. } | DatabaseError::Internal(_) => {
-                ErrorClass::Fatal
-            }
+            DatabaseError::Damaged { .. }
+            | DatabaseError::DamagedPage(_)
+            | DatabaseError::NewerFormat { .. }
+            | DatabaseError::Internal(_) => ErrorClass::Fatal,
         }
     }
 
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        DatabaseError::Io { path: path.to_owned(), source }
+        match PageDamage::of(&source) {
+            Some(damage) => DatabaseError::DamagedPage(damage.clone()),
+            None => DatabaseError::Io { path: path.to_owned(), source },
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::metrics::recorder::Recorder;
 use crate::page::page_set::{DecodedPageSet, PageChange, apply_runs};
 use crate::page::source::{Disk, SystemDisk};
 use crate::page::store::{PageStore, Pin, PinBounds};
-use crate::page::{FREE_PAGES_AT, Page, PageNumber, PageSize, StateHash, Version, be32, first_page};
+use crate::page::{FREE_PAGES_AT, Page, PageDamage, PageNumber, PageSize, StateHash, Version, be32, first_page};
 use crate::vfs::capture::Capture;
 
 /// Largest bound for a transaction, in bytes of page images: with the rest of its group it still fits a PageSet.
@@ -102,9 +102,21 @@ pub enum ApplyError {
         /// This node's.
         got: u128,
     },
+    /// A page that it changes is damaged in this replica's file. It was not applied.
+    #[error(transparent)]
+    Damaged(#[from] PageDamage),
     /// The bytes are not a PageSet, or the file could not be read.
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+}
+
+impl From<io::Error> for ApplyError {
+    fn from(error: io::Error) -> Self {
+        match PageDamage::of(&error) {
+            Some(damage) => ApplyError::Damaged(damage.clone()),
+            None => ApplyError::Io(error),
+        }
+    }
 }
 
 impl ApplyError {
@@ -113,7 +125,7 @@ impl ApplyError {
         match self {
             ApplyError::BaseMismatch { .. } => ErrorClass::Rejected,
             ApplyError::CapturedVersionsExist => ErrorClass::Retryable,
-            ApplyError::HashMismatch { .. } | ApplyError::Io(_) => ErrorClass::Fatal,
+            ApplyError::HashMismatch { .. } | ApplyError::Damaged(_) | ApplyError::Io(_) => ErrorClass::Fatal,
         }
     }
 }
@@ -136,6 +148,8 @@ pub(crate) struct ReplicaStatistics {
     pub readers: usize,
     /// How long the oldest reader has held its version.
     pub oldest_reader: Option<Duration>,
+    /// Pages of the file that were found to be damaged.
+    pub damaged_pages: usize,
 }
 
 struct Inner {
@@ -179,7 +193,7 @@ impl Replica {
         let recovered = recovery::recover(&*options.disk, &paths)?;
         let mark = recovered.mark;
         let files = Files::new(&recovered);
-        let store = new_store(&recovered, &options).map_err(|error| DatabaseError::io(&paths.database, error))?;
+        let store = new_store(&recovered, &options, &paths)?;
         let inner = Inner {
             identity: IDENTITY.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
@@ -226,6 +240,11 @@ impl Replica {
 
     fn store(&self) -> Arc<PageStore> {
         self.inner.store.read().clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn store_for_tests(&self) -> Arc<PageStore> {
+        self.store()
     }
 
     pub(super) fn is_current(&self, store: &Arc<PageStore>) -> bool {
@@ -368,7 +387,8 @@ impl Replica {
         let store = PageStore::new(
             page_size,
             file,
-            0,
+            self.inner.paths.database.clone(),
+            Vec::new(),
             self.inner.options.born,
             StateHash::default(),
             self.inner.options.pin_bounds(),
@@ -440,14 +460,60 @@ impl Replica {
     fn open_installed(&self, files: &mut Files) -> Result<(), DatabaseError> {
         let Inner { paths, options, .. } = &*self.inner;
         let recovered = recovery::recover(&*options.disk, paths)?;
-        let store = new_store(&recovered, options).map_err(|error| DatabaseError::io(&paths.database, error))?;
+        let store = new_store(&recovered, options, paths)?;
         *files = Files::new(&recovered);
         *self.inner.store.write() = Arc::new(store);
         Ok(())
     }
 
+    /// Bytes in a page, now.
+    pub fn page_size(&self) -> PageSize {
+        self.store().page_size()
+    }
+
+    /// The first page of the file that was found to be damaged.
+    pub fn damage(&self) -> Option<PageDamage> {
+        self.store().damage()
+    }
+
+    /// Reads up to `count` pages from `first` on, and compares them with their checksums; those that are in memory count as read.
+    /// Where to go on; None: that was all. Damaged pages are remembered: [`Self::damage`].
+    ///
+    /// # Errors
+    /// The file could not be read.
+    pub fn scrub(&self, first: u32, count: u32) -> Result<Option<u32>, DatabaseError> {
+        // Not held for longer than this part.
+        let pin = self.store().pin();
+        let path = &self.inner.paths.database;
+        let page_count = pin.page_count().map_err(|error| page_error(error, path))?;
+        let next = first.saturating_add(count);
+        let mut image = vec![0; pin.store().page_size().bytes()];
+        for number in first..next.min(page_count.saturating_add(1)) {
+            match pin.copy(PageNumber(number), 0, &mut image).map_err(|error| page_error(error, path)) {
+                Ok(_) | Err(DatabaseError::DamagedPage(_)) => {}
+                Err(error) => return Err(error),
+            }
+            self.inner.options.recorder.scrubbed_pages.add(1);
+        }
+        Ok((next <= page_count).then_some(next))
+    }
+
+    /// Compares the checksums on the disk with those in memory, and with the applied mark.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Damaged`]; I/O errors.
+    pub fn check_sums(&self) -> Result<(), DatabaseError> {
+        let Inner { paths, options, files, .. } = &*self.inner;
+        // No checkpoint meanwhile.
+        let files = files.lock();
+        let store = self.store();
+        if files.started.is_some() || files.install != Install::None || store.file_page_count() == 0 {
+            return Ok(());
+        }
+        recovery::check_sums(&*options.disk, paths, store.page_size(), files.sequence, &store.sums())
+    }
+
     /// Recomputes the state hash of a pinned version from its images. False: this replica is damaged.
-    #[cfg_attr(not(test), allow(dead_code, reason = "the `db check` command will call it"))]
     pub fn verify(&self) -> Result<bool, DatabaseError> {
         let pinned = self.pin();
         let mut hash = StateHash::default();
@@ -476,6 +542,7 @@ impl Replica {
             unwritten_bytes: store.unwritten_bytes(),
             readers,
             oldest_reader,
+            damaged_pages: store.damaged_pages(),
         }
     }
 
@@ -516,16 +583,16 @@ fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-fn new_store(recovered: &Recovered, options: &ReplicaOptions) -> io::Result<PageStore> {
+fn new_store(recovered: &Recovered, options: &ReplicaOptions, paths: &Paths) -> Result<PageStore, DatabaseError> {
     let page_size = recovered.page_size.unwrap_or(options.page_size);
     let (version, hash) =
         recovered.mark.map_or((options.born, StateHash::default()), |mark| (mark.version, mark.state_hash));
-    let store =
-        PageStore::new(page_size, recovered.file.clone(), recovered.page_count, version, hash, options.pin_bounds());
-    if recovered.page_count == 0 {
+    let (file, path) = (recovered.file.clone(), paths.database.clone());
+    let store = PageStore::new(page_size, file, path, recovered.sums.clone(), version, hash, options.pin_bounds());
+    if recovered.sums.is_empty() {
         store.put_first_page(&first_page(page_size));
     } else {
-        store.load_first_page()?;
+        store.load_first_page().map_err(|error| DatabaseError::io(&paths.database, error))?;
     }
     Ok(store)
 }

@@ -1,6 +1,7 @@
 //! The storage engine as a whole: leader, follower and plain SQLite side by side, and every crash a checkpoint can suffer.
 
 mod crash;
+mod damage;
 mod equality;
 mod limits;
 mod random_sql;

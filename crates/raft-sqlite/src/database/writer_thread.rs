@@ -476,7 +476,10 @@ impl Thread {
             Err(error) => {
                 tracing::error!(database = self.setup.database, %error, "a group could not be sealed: it is dropped");
                 for waiter in waiters {
-                    waiter.job.finish(Err(Refusal::Rejected(format!("the group could not be sealed: {error}"))));
+                    waiter.job.finish(Err(match &error {
+                        DatabaseError::DamagedPage(damage) => Refusal::Damaged(damage.clone()),
+                        error => Refusal::Rejected(format!("the group could not be sealed: {error}")),
+                    }));
                 }
                 self.close_writer("a group could not be sealed");
             }
@@ -486,9 +489,18 @@ impl Thread {
 
 /// BEGIN IMMEDIATE, the caller's work, COMMIT or ROLLBACK. Gives the sidecars of a committed transaction.
 fn run_transaction(writer: &Writer, job: &mut dyn Job, term: u64, closing: &AtomicBool) -> Result<Vec<Bytes>, Refusal> {
-    let connection = writer.connection();
     // Of an earlier caller that went on after it.
     let _ = writer.take_too_large();
+    let _ = writer.take_damage();
+    match run_undamaged(writer, job, term, closing) {
+        // Whatever SQLite made of a page that could not be read.
+        Err(refusal) => Err(writer.take_damage().map_or(refusal, Refusal::Damaged)),
+        ran => ran,
+    }
+}
+
+fn run_undamaged(writer: &Writer, job: &mut dyn Job, term: u64, closing: &AtomicBool) -> Result<Vec<Bytes>, Refusal> {
+    let connection = writer.connection();
     let needs_transaction = job.needs_transaction();
     if needs_transaction {
         execute(connection, "BEGIN IMMEDIATE").map_err(Refusal::Sql)?;
@@ -506,8 +518,10 @@ fn run_transaction(writer: &Writer, job: &mut dyn Job, term: u64, closing: &Atom
     let late = || ticket.was_interrupted().then(|| Refusal::Timeout("the statement was interrupted".into()));
     let sidecars = context.sidecars;
     let held = !needs_transaction || writer.release_transaction();
+    let damage = writer.take_damage();
     let refusal = match ran {
         Ok(true) if !needs_transaction => return Ok(sidecars),
+        _ if damage.is_some() => damage.map(Refusal::Damaged),
         Ok(true) if !held => Some(late().unwrap_or_else(|| match writer.take_too_large() {
             Some(limit_bytes) => Refusal::TooLarge { limit_bytes },
             None => Refusal::Rejected("the closure ended the transaction itself: use savepoints instead".into()),

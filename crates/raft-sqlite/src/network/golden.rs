@@ -85,10 +85,11 @@ fn who_is_there() {
         you: Some(KnownMember { node_id: 5, started: true }),
         disk_full: true,
         protocol_version: 1,
+        damaged: true,
     };
     let golden = [
         &[0x08, 1, 0x10, 2, 0x1a, 1, b'n', 0x22, 1, b'v', 0x28, 1, 0x30, 1][..],
-        &[0x3a, 4, 0x08, 5, 0x10, 1, 0x40, 1, 0x48, 1],
+        &[0x3a, 4, 0x08, 5, 0x10, 1, 0x40, 1, 0x48, 1, 0x50, 1],
     ]
     .concat();
     same(response, &golden);

@@ -1,5 +1,5 @@
 //! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database or a dropped
-//! one. And what is purged of the log: all but the newest checkpointed entries, and those that a member being sent a snapshot will need.
+//! one. A leader whose disk is full, or whose files are damaged, hands over. And what is purged of the log: all but the newest checkpointed entries, and those that a member being sent a snapshot will need.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,6 +48,9 @@ pub(super) async fn run(node: std::sync::Weak<NodeInner>) {
             hand_over(&node).await;
         }
         was_full = full;
+        if node.machine.damage().is_some() && node.raft.is_leader() {
+            hand_over_damaged(&node).await;
+        }
         let applied = *node.machine.applied_index().borrow();
         let checkpointed = node.machine.checkpointed().load(Ordering::Acquire);
         node.receiver.tidy(&node.config.data_dir.join("incoming"), applied);
@@ -93,15 +96,42 @@ async fn hand_over(node: &std::sync::Arc<NodeInner>) {
     }
 }
 
+/// Hands the leadership to a member whose files are whole, as far as it knows: what this one cannot read, nobody could write.
+async fn hand_over_damaged(node: &std::sync::Arc<NodeInner>) {
+    let others: Vec<u64> = {
+        let metrics = node.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters.filter(|id| *id != node.identity.node_id.0).collect()
+    };
+    let asked = futures_util::future::join_all(others.iter().map(|id| identify(node, *id))).await;
+    let whole: Vec<u64> = others
+        .into_iter()
+        .zip(asked)
+        .filter_map(|(id, answer)| answer.is_some_and(|answer| !answer.damaged && !answer.disk_full).then_some(id))
+        .collect();
+    let node = super::Node { inner: node.clone() };
+    let Some(to) = node.furthest(|id| whole.contains(&id)) else { return };
+    tracing::warn!("a page of this node's files is damaged: handing the leadership over");
+    if let Err(error) = node.transfer_leader(Some(to)).await {
+        tracing::warn!(%error, "nobody took it over");
+    }
+}
+
 /// Whether a member answers and has room for its log.
 async fn has_room(node: &NodeInner, id: u64) -> bool {
+    identify(node, id).await.is_some_and(|answer| !answer.disk_full)
+}
+
+/// What a member says of itself; None: it does not answer.
+async fn identify(node: &NodeInner, id: u64) -> Option<proto::IdentifyResponse> {
     let urls = node.peer_urls(NodeId(id));
     let Some(Ok(mut client)) = urls.first().map(|url| node.channels.client(id, url, Purpose::Heartbeat)) else {
-        return false;
+        return None;
     };
     let answer = client.identify(proto::IdentifyRequest::default());
     match tokio::time::timeout(node.config.election_timeout, answer).await {
-        Ok(Ok(answer)) => !answer.into_inner().disk_full,
-        _ => false,
+        Ok(Ok(answer)) => Some(answer.into_inner()),
+        _ => None,
     }
 }

@@ -187,6 +187,7 @@ fn failure(error: ReadError) -> wire::QueryFailure {
         ReadError::HoldsTooMuch { .. } => (Kind::HoldsTooMuch, String::new()),
         ReadError::Sql(error) => (Kind::Sql, error.to_string()),
         ReadError::Prepare(_) | ReadError::Row(_) | ReadError::Panicked => (Kind::Sql, error.to_string()),
+        ReadError::Damaged(damage) => (Kind::Fatal, damage.to_string()),
         ReadError::Fatal(why) => (Kind::Fatal, why.clone()),
     };
     let extended_code = match &error {

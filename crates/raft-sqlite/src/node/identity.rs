@@ -28,6 +28,12 @@ struct IdentityJson {
     node_id: String,
     name: String,
     program_version: String,
+    /// CRC32C of the file's JSON with this field 0.
+    crc32c: u32,
+}
+
+fn checksum(json: &IdentityJson) -> u32 {
+    crc32c::crc32c(&serde_json::to_vec(json).expect("invariant: plain JSON"))
 }
 
 /// What every version has.
@@ -95,20 +101,26 @@ impl Identity {
                 env!("CARGO_PKG_VERSION"),
             )));
         }
-        let json: IdentityJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let mut json: IdentityJson = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let stated = std::mem::take(&mut json.crc32c);
+        if stated != checksum(&json) {
+            return Err(damaged("its checksum does not match its content".into()));
+        }
         let id = |hex: &str| u64::from_str_radix(hex, 16).map_err(|error| damaged(format!("{hex:?}: {error}")));
         Ok(Some(Identity { cluster_id: id(&json.cluster_id)?, node_id: NodeId(id(&json.node_id)?), name: json.name }))
     }
 
     /// Writes it; on disk when it returns.
     pub fn write(&self, data_dir: &Path) -> Result<(), StartError> {
-        let json = IdentityJson {
+        let mut json = IdentityJson {
             format_version: FORMAT_VERSION,
             cluster_id: format!("{:016x}", self.cluster_id),
             node_id: format!("{:016x}", self.node_id.0),
             name: self.name.clone(),
             program_version: env!("CARGO_PKG_VERSION").into(),
+            crc32c: 0,
         };
+        json.crc32c = checksum(&json);
         let path = data_dir.join(FILE_NAME);
         let text = serde_json::to_vec_pretty(&json).expect("invariant: plain JSON");
         write_synced(&path, &text).map_err(|error| io(&path, error))
@@ -141,22 +153,44 @@ impl Identity {
 mod tests {
     use super::*;
 
-    const GOLDEN: &str = concat!(
-        "{\n  \"format_version\": 1,\n  \"cluster_id\": \"00000000000000ab\",\n  \"node_id\": \"0123456789abcdef\",\n",
-        "  \"name\": \"n1\",\n  \"program_version\": \"",
-        env!("CARGO_PKG_VERSION"),
-        "\"\n}"
-    );
+    /// By hand; the checksum is of the compact form with `crc32c` 0.
+    fn golden() -> String {
+        let program = env!("CARGO_PKG_VERSION");
+        let compact = format!(
+            "{{\"format_version\":1,\"cluster_id\":\"00000000000000ab\",\"node_id\":\"0123456789abcdef\",\"name\":\"n1\",\
+             \"program_version\":\"{program}\",\"crc32c\":0}}"
+        );
+        format!(
+            "{{\n  \"format_version\": 1,\n  \"cluster_id\": \"00000000000000ab\",\n  \"node_id\": \"0123456789abcdef\",\n  \
+             \"name\": \"n1\",\n  \"program_version\": \"{program}\",\n  \"crc32c\": {}\n}}",
+            crc32c::crc32c(compact.as_bytes())
+        )
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let golden = golden();
+        for bit in 0..golden.len() * 8 {
+            let mut flipped = golden.clone().into_bytes();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            let error = Identity::read(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("is damaged") || error.contains("format version"), "bit {bit}: {error}");
+            assert_eq!(std::fs::read(&path).unwrap(), flipped);
+        }
+    }
 
     #[test]
     fn golden_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE_NAME);
         let identity = Identity { cluster_id: 0xab, node_id: NodeId(0x0123_4567_89ab_cdef), name: "n1".into() };
-        std::fs::write(&path, GOLDEN).unwrap();
+        std::fs::write(&path, golden()).unwrap();
         assert_eq!(Identity::read(folder.path()).unwrap(), Some(identity.clone()));
         identity.write(folder.path()).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), GOLDEN);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), golden());
     }
 
     #[test]
@@ -170,9 +204,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn garbage_is_damage(bytes: Vec<u8>, at in 0..GOLDEN.len(), byte: u8) {
+        fn garbage_is_damage(bytes: Vec<u8>, at in 0..golden().len(), byte: u8) {
             let folder = tempfile::tempdir().unwrap();
-            let mut changed = GOLDEN.as_bytes().to_vec();
+            let mut changed = golden().into_bytes();
             changed[at] = byte;
             for bytes in [bytes, changed] {
                 std::fs::write(folder.path().join(FILE_NAME), &bytes).unwrap();

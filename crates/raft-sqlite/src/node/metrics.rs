@@ -145,6 +145,9 @@ impl Node {
             times("checkpoint_duration_seconds", "Checkpoints that went well.", &recorder.checkpoint_time),
             counter("checkpoint_pages_total", "Pages written by checkpoints.", recorder.checkpoint_pages.get()),
             counter("checkpoint_bytes_total", "The same in bytes.", recorder.checkpoint_bytes.get()),
+            counter("scrubs_total", "Times that all files of databases were read and checked.", recorder.scrubs.get()),
+            counter("scrubs_failed_total", "Databases that were not whole when read.", recorder.scrubs_failed.get()),
+            counter("scrubbed_pages_total", "Pages read and checked.", recorder.scrubbed_pages.get()),
             counter("snapshots_sent_total", "Snapshots sent.", recorder.snapshots_sent.get()),
             counter("snapshots_send_failed_total", "Snapshots not sent.", recorder.snapshots_send_failed.get()),
             counter(
@@ -178,6 +181,7 @@ impl Node {
         );
         let mut readers = family("readers", "Read transactions, and others that hold a version.");
         let mut oldest = family("oldest_reader_seconds", "How long the oldest of them has.");
+        let mut damaged = family("damaged_pages", "Pages of its file that were found to be damaged.");
         let mut queued = family("writers_queued", "Writes that wait for the writer.");
         let mut in_flight = family("entries_in_flight", "Entries proposed here and not applied.");
         for (name, state) in self.inner.machine.named_states() {
@@ -195,10 +199,11 @@ impl Node {
             }
             number(&mut readers, now.readers as f64);
             number(&mut oldest, now.oldest_reader.unwrap_or_default().as_secs_f64());
+            number(&mut damaged, now.damaged_pages as f64);
             number(&mut queued, state.writer.queued() as f64);
             number(&mut in_flight, state.pipeline.len() as f64);
         }
-        vec![version, size, in_use, memory, readers, oldest, queued, in_flight]
+        vec![version, size, in_use, memory, readers, oldest, damaged, queued, in_flight]
     }
 
     /// On the leader, with the labels `peer` and `name`.

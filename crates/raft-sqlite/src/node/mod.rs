@@ -9,7 +9,8 @@
 //! - `client_service`: what programs ask of it that are no members;
 //! - `membership`: adding, removing, promoting members;
 //! - `databases`: making and dropping databases;
-//! - `checkpointer`: when a checkpoint is due.
+//! - `checkpointer`: when a checkpoint is due;
+//! - `scrubber`: reads what lies on the disk, and compares.
 
 mod admission;
 mod calls;
@@ -23,6 +24,7 @@ mod metrics;
 mod peer_service;
 mod proposer;
 mod read_index;
+mod scrubber;
 mod snapshot_service;
 mod start;
 
@@ -50,6 +52,7 @@ use crate::database::replica::ReplicaStatistics;
 use crate::error::{CallError, ErrorClass, ReadError};
 use crate::network::channels::{Channels, Purpose};
 use crate::network::proto;
+use crate::page::PageDamage;
 use crate::state_machine::Machine;
 
 /// What part a node plays in its cluster.
@@ -97,6 +100,8 @@ pub struct NodeStatus {
     pub applied_index: u64,
     /// Why it serves no more, if so.
     pub broken: Option<String>,
+    /// What was found to be damaged on its disk: the first page. It serves what is whole, and leads only if nobody else can.
+    pub damaged: Option<PageDamage>,
 }
 
 /// A database at one moment.
@@ -313,6 +318,7 @@ impl Node {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
             applied_index: *self.inner.machine.applied_index().borrow(),
+            damaged: self.inner.machine.damage(),
             broken: self
                 .inner
                 .refused

@@ -214,6 +214,7 @@ impl Peer for PeerService {
             you: super::admission::about(&node, request.get_ref()),
             disk_full: node.storage.is_full(),
             protocol_version: crate::network::PROTOCOL_VERSION,
+            damaged: node.machine.damage().is_some(),
         }))
     }
 }

@@ -24,7 +24,7 @@ use super::peer_service::PeerService;
 use super::proposer::proposal_queue;
 use super::read_index::{AskLeader, ReadIndex, RoundError};
 use super::snapshot_service::Receiver;
-use super::{Node, NodeInner, checkpointer};
+use super::{Node, NodeInner, checkpointer, scrubber};
 use crate::NodeId;
 use crate::client::migrate::{self, MigrationHandler};
 use crate::client::remote_sql::{self, SqlHandler};
@@ -264,6 +264,10 @@ impl NodeBuilder {
             tokio::spawn(leadership::run(raft, machine, identity.node_id, contact, leadership_sender)),
             tokio::spawn(checkpointer::run(Arc::downgrade(&node.inner))),
         ];
+        if let Some(interval) = node.inner.config.scrub_interval {
+            let speed = node.inner.config.scrub_bytes_per_second;
+            tasks.push(tokio::spawn(scrubber::run(Arc::downgrade(&node.inner), interval, speed)));
+        }
         tasks.extend(peers.into_iter().map(|peers| tokio::spawn(serve_peers(&node.inner, peers, stopped.clone()))));
         *node.inner.tasks.lock() = tasks;
         match enter_cluster(&node, has_log, verdict).await {

@@ -1,16 +1,19 @@
 //! Pages, their versions, and sets of them.
 //!
 //! - [`image`]: one page's bytes at one version;
+//! - [`damage`]: a page of the file that is not as it was written;
 //! - [`store`]: the versions of a database's pages in memory, above its file;
 //! - [`page_set`]: the pages that one group of transactions changed, as bytes for the log.
 //!
 //! Nothing here knows SQLite's API or Raft.
 
+pub(crate) mod damage;
 pub(crate) mod image;
 pub(crate) mod page_set;
 pub(crate) mod source;
 pub(crate) mod store;
 
+pub use damage::PageDamage;
 pub(crate) use image::Page;
 
 use std::collections::{HashMap, HashSet};
@@ -108,6 +111,12 @@ pub(crate) fn page_hash(number: PageNumber, image: &[u8]) -> u128 {
         return 0;
     }
     xxhash_rust::xxh3::xxh3_128_with_seed(image, u64::from(number.0))
+}
+
+/// The checksum of a page in a database's file: the lower half of its part in the state hash. So the sum of all of them is the lower half of
+/// the state hash.
+pub(crate) fn page_sum(page_hash: u128) -> u64 {
+    page_hash as u64
 }
 
 /// Four bytes, big endian, as SQLite writes its numbers. `at + 4` must be within `bytes`.

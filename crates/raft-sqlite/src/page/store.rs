@@ -15,11 +15,18 @@
 //! Whoever finds no image in a chain reads the file without a lock and then looks at the chain once more: if a checkpoint was about to
 //! overwrite the page, the old image is there by then. Page 1, which says how large the database is, always has an image in memory.
 //!
+//! INV-PAGE-SUMS: no image that was read from the file is used before it has been compared with its checksum. The checksum is taken before
+//! the second look at the chain, and changes after a checkpoint has put the old image there and before the new one leaves: so whoever finds
+//! nothing in the chain has the checksum of the image that was read.
+//!
 //! So a pin costs the images that its version sees and the file no longer has, once each. Newer ones that the file has leave memory
 //! all the same: the chain then only notes which version the file's image has.
 
-use std::collections::{BTreeMap, VecDeque};
+mod pin;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -27,7 +34,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::source::DiskFile;
-use super::{DATABASE_SIZE_AT, Page, PageMap, PageNumber, PageNumbers, PageSize, StateHash, Version, be32};
+use super::{
+    DATABASE_SIZE_AT, Page, PageDamage, PageMap, PageNumber, PageNumbers, PageSize, StateHash, Version, be32,
+    page_hash, page_sum,
+};
 
 /// Locks over the chains: a page's chain is under the lock of its number modulo this.
 const SHARDS: usize = 64;
@@ -99,8 +109,14 @@ struct Pins {
 pub(crate) struct PageStore {
     page_size: PageSize,
     file: Arc<dyn DiskFile>,
+    /// Of `file`, for reports.
+    path: PathBuf,
     /// Pages in the file that count: those beyond are leftovers or not there.
     file_pages: AtomicU64,
+    /// Their checksums.
+    sums: RwLock<Vec<u64>>,
+    /// Pages of the file that were found not to have theirs, until a checkpoint overwrites them.
+    damaged: Mutex<BTreeSet<u32>>,
     shards: Vec<RwLock<PageMap<Chain>>>,
     pins: Mutex<Pins>,
     committed: AtomicU64,
@@ -134,11 +150,12 @@ pub(crate) enum PageError {
 }
 
 impl PageStore {
-    /// A store above `file`, which holds `pages` pages at `version` with state hash `hash`.
+    /// A store above `file`, named `path`, which holds the pages of `sums` at `version` with state hash `hash`.
     pub fn new(
         page_size: PageSize,
         file: Arc<dyn DiskFile>,
-        pages: u32,
+        path: PathBuf,
+        sums: Vec<u64>,
         version: Version,
         hash: StateHash,
         bounds: PinBounds,
@@ -146,7 +163,8 @@ impl PageStore {
         Self {
             page_size,
             file,
-            file_pages: AtomicU64::new(u64::from(pages)),
+            path,
+            file_pages: AtomicU64::new(sums.len() as u64),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             pins: Mutex::new(Pins { committed: version, hash, by_version: BTreeMap::new() }),
             committed: AtomicU64::new(version.0),
@@ -156,7 +174,9 @@ impl PageStore {
             held: Mutex::default(),
             released: AtomicBool::new(false),
             resident: Mutex::default(),
-            checkpointed: Mutex::new((pages > 0).then_some(version)),
+            checkpointed: Mutex::new((!sums.is_empty()).then_some(version)),
+            sums: RwLock::new(sums),
+            damaged: Mutex::default(),
             memory_bytes: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             bounds,
@@ -174,11 +194,14 @@ impl PageStore {
     /// A database that has a file: takes page 1 into memory. Before anything else is done with it.
     ///
     /// # Errors
-    /// The file could not be read.
+    /// The file could not be read, or the page is damaged.
     pub fn load_first_page(&self) -> io::Result<()> {
+        let number = PageNumber(1);
         let mut buffer = Page::buffer(self.page_size);
-        self.read_file(PageNumber(1), &mut buffer)?;
-        self.put(PageNumber(1), Page::new(PageNumber(1), Version(0), buffer));
+        let sum = self.read_file(number, &mut buffer)?;
+        let page = Page::new(number, Version(0), buffer);
+        self.compare(number, page.hash(), sum)?;
+        self.put(number, page);
         Ok(())
     }
 
@@ -230,28 +253,73 @@ impl PageStore {
         &self.shards[number.0 as usize % SHARDS]
     }
 
-    /// The file's image, or zeros where it has none. The second: whether it has one.
-    fn read_file(&self, number: PageNumber, buffer: &mut [u8]) -> io::Result<bool> {
+    /// The file's image, or zeros where it has none, and the checksum that it must have; None: it has none.
+    fn read_file(&self, number: PageNumber, buffer: &mut [u8]) -> io::Result<Option<u64>> {
         let size = self.page_size.bytes();
-        if u64::from(number.0) > self.file_pages.load(Ordering::Acquire) {
-            buffer[..size].fill(0);
-            return Ok(false);
+        let sum = match u64::from(number.0) > self.file_pages.load(Ordering::Acquire) {
+            true => None,
+            false => self.sums.read().get(number.0 as usize - 1).copied(),
+        };
+        // What is missing at the file's end does not have its checksum, unless it was zeros.
+        let read = match sum {
+            Some(_) => self.file.read_at(&mut buffer[..size], self.offset(number))?,
+            None => 0,
+        };
+        buffer[read..size].fill(0);
+        Ok(sum)
+    }
+
+    fn offset(&self, number: PageNumber) -> u64 {
+        u64::from(number.0 - 1) * self.page_size.bytes() as u64
+    }
+
+    /// Whether the file's image, whose hash is given, has its checksum.
+    fn compare(&self, number: PageNumber, hash: u128, sum: Option<u64>) -> io::Result<()> {
+        match sum {
+            Some(sum) if sum != page_sum(hash) => Err(self.damage_of(number).into_io()),
+            _ => Ok(()),
         }
-        let read = self.file.read_at(&mut buffer[..size], u64::from(number.0 - 1) * size as u64)?;
-        if read < size {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("the database file ends inside page {} (it was cut by something else)", number.0),
-            ));
+    }
+
+    fn damage_of(&self, number: PageNumber) -> PageDamage {
+        PageDamage { path: self.path.clone(), page: number.0, offset: self.offset(number) }
+    }
+
+    /// Remembers damage.
+    fn noted<T>(&self, read: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &read
+            && let Some(damage) = PageDamage::of(error)
+            && self.damaged.lock().insert(damage.page)
+        {
+            tracing::error!(%damage, "a damaged page");
         }
-        Ok(true)
+        read
+    }
+
+    /// The first page known to be damaged.
+    pub fn damage(&self) -> Option<PageDamage> {
+        self.damaged.lock().first().map(|number| self.damage_of(PageNumber(*number)))
+    }
+
+    /// Pages known to be damaged.
+    pub fn damaged_pages(&self) -> usize {
+        self.damaged.lock().len()
+    }
+
+    /// The checksums of the file's pages.
+    pub fn sums(&self) -> Vec<u64> {
+        self.sums.read().clone()
     }
 
     /// The image that `version` sees; None: it was never written (zeros). The caller holds a pin at or below `version`, or is the writer.
     ///
     /// # Errors
-    /// The file could not be read.
+    /// The file could not be read, or the page is damaged: [`PageDamage::of`].
     pub fn page_at(&self, number: PageNumber, version: Version) -> io::Result<Option<Arc<Page>>> {
+        self.noted(self.find_page(number, version))
+    }
+
+    fn find_page(&self, number: PageNumber, version: Version) -> io::Result<Option<Arc<Page>>> {
         if let Some(page) = self.cached_at(number, version) {
             return Ok(Some(page));
         }
@@ -261,7 +329,10 @@ impl PageStore {
         if let Some(page) = self.cached_at(number, version) {
             return Ok(Some(page));
         }
-        Ok(read?.then(|| Arc::new(Page::new(number, Version(0), buffer))))
+        let sum = read?;
+        let page = Page::new(number, Version(0), buffer);
+        self.compare(number, page.hash(), sum)?;
+        Ok(sum.map(|_| Arc::new(page)))
     }
 
     /// Only from memory, without copying.
@@ -272,8 +343,12 @@ impl PageStore {
     /// Copies `buffer.len()` bytes from `offset` within the page that `version` sees. False: never written, zeros.
     ///
     /// # Errors
-    /// The file could not be read.
+    /// As [`Self::page_at`].
     pub fn copy_at(&self, number: PageNumber, version: Version, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
+        self.noted(self.find_bytes(number, version, offset, buffer))
+    }
+
+    fn find_bytes(&self, number: PageNumber, version: Version, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
         let from_chain = |buffer: &mut [u8]| {
             let shard = self.shard(number).read();
             let page = shard.get(&number.0)?.at(version)?;
@@ -283,16 +358,27 @@ impl PageStore {
         if from_chain(buffer).is_some() {
             return Ok(true);
         }
-        let read = if offset == 0 && buffer.len() == self.page_size.bytes() {
-            self.read_file(number, buffer)
+        let mut whole = Vec::new();
+        let is_whole = offset == 0 && buffer.len() == self.page_size.bytes();
+        let image: &mut [u8] = if is_whole {
+            &mut *buffer
         } else {
-            let mut page = vec![0; self.page_size.bytes()];
-            let read = self.read_file(number, &mut page);
-            buffer.copy_from_slice(&page[offset..offset + buffer.len()]);
-            read
+            whole.resize(self.page_size.bytes(), 0);
+            &mut whole
         };
-        // As in `page_at`.
-        if from_chain(buffer).is_some() { Ok(true) } else { read }
+        let read = self.read_file(number, image);
+        // As in `find_page`.
+        if from_chain(buffer).is_some() {
+            return Ok(true);
+        }
+        let sum = read?;
+        if sum.is_some() {
+            self.compare(number, page_hash(number, if is_whole { &*buffer } else { &whole }), sum)?;
+        }
+        if !is_whole {
+            buffer.copy_from_slice(&whole[offset..offset + buffer.len()]);
+        }
+        Ok(sum.is_some())
     }
 
     /// Size of the database in pages as `version` sees it.
@@ -585,10 +671,12 @@ impl PageStore {
                 continue;
             };
             let mut buffer = Page::buffer(self.page_size);
-            if !self.read_file(number, &mut buffer)? {
+            let Some(sum) = self.read_file(number, &mut buffer)? else {
                 continue;
-            }
+            };
             let page = Arc::new(Page::new(number, version, buffer));
+            // Whoever still sees this page must not get the next one instead: the checkpoint waits for them to end.
+            self.noted(self.compare(number, page.hash(), Some(sum)))?;
             self.memory_bytes.fetch_add(page.memory_bytes(), Ordering::Relaxed);
             {
                 let mut shard = self.shard(number).write();
@@ -630,6 +718,17 @@ impl PageStore {
 
     /// The file now is the database at `version`, `page_count` pages long.
     pub fn checkpointed(&self, version: Version, page_count: u32, written: &[(PageNumber, Arc<Page>)]) {
+        {
+            // Before any image leaves its chain.
+            let mut sums = self.sums.write();
+            sums.resize(page_count as usize, 0);
+            for (number, page) in written {
+                sums[number.0 as usize - 1] = page_sum(page.hash());
+            }
+            let mut damaged = self.damaged.lock();
+            let is_written = |page: &u32| written.binary_search_by_key(page, |(number, _)| number.0).is_ok();
+            damaged.retain(|page| *page <= page_count && !is_written(page));
+        }
         self.file_pages.store(u64::from(page_count), Ordering::Release);
         *self.checkpointed.lock() = Some(version);
         let mut resident = std::mem::take(&mut *self.resident.lock());
@@ -681,78 +780,5 @@ impl PageStore {
         self.resident.lock().extend(resident);
         // Pins may have been released since the last commit.
         self.collect();
-    }
-}
-
-impl Pin {
-    pub fn version(&self) -> Version {
-        self.state.version
-    }
-
-    pub fn hash(&self) -> StateHash {
-        self.hash
-    }
-
-    pub fn store(&self) -> &Arc<PageStore> {
-        &self.store
-    }
-
-    /// An error once the pin counts no more. To be asked after a page was looked up.
-    fn check(&self) -> Result<(), PageError> {
-        match self.state.expired.get() {
-            Some(bound) => Err(PageError::TooOld(*bound)),
-            None => Ok(()),
-        }
-    }
-
-    pub fn page(&self, number: PageNumber) -> Result<Option<Arc<Page>>, PageError> {
-        let page = self.store.page_at(number, self.version())?;
-        self.check()?;
-        Ok(page)
-    }
-
-    pub fn cached(&self, number: PageNumber) -> Option<Arc<Page>> {
-        let page = self.store.cached_at(number, self.version());
-        self.check().ok()?;
-        page
-    }
-
-    pub fn copy(&self, number: PageNumber, offset: usize, buffer: &mut [u8]) -> Result<bool, PageError> {
-        let there = self.store.copy_at(number, self.version(), offset, buffer)?;
-        self.check()?;
-        Ok(there)
-    }
-
-    pub fn page_count(&self) -> Result<u32, PageError> {
-        if let Some(count) = self.page_count.get() {
-            return Ok(*count);
-        }
-        let count = self.store.page_count_at(self.version())?;
-        self.check()?;
-        Ok(*self.page_count.get_or_init(|| count))
-    }
-
-    /// The same version, pinned a second time.
-    pub fn again(&self) -> Pin {
-        let mut pins = self.store.pins.lock();
-        let expired = self.state.expired.clone();
-        let state = Arc::new(PinState { version: self.version(), since: self.state.since, expired });
-        if state.expired.get().is_none() {
-            pins.by_version.entry(self.version()).or_default().push(state.clone());
-        }
-        Pin { store: self.store.clone(), state, hash: self.hash, page_count: self.page_count.clone() }
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        if let Some(states) = pins.by_version.get_mut(&self.state.version) {
-            states.retain(|state| !Arc::ptr_eq(state, &self.state));
-            if states.is_empty() {
-                pins.by_version.remove(&self.state.version);
-                self.store.released.store(true, Ordering::SeqCst);
-            }
-        }
     }
 }

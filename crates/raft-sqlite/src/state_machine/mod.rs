@@ -39,7 +39,7 @@ use crate::database::reader_pool::ReaderPool;
 use crate::database::replica::{ApplyError, LogPosition, PinnedVersion, Replica, ReplicaOptions};
 use crate::database::writer_thread::{Proposer, WriterSetup, WriterThread};
 use crate::metrics::recorder::Recorder;
-use crate::page::Version;
+use crate::page::{PageDamage, Version};
 
 /// How often a new database tries again to take the place of a dropped one's file.
 const FORGET_RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -251,6 +251,11 @@ impl Machine {
     /// Why this node serves no more, if so.
     pub fn broken(&self) -> Option<String> {
         self.inner.broken.lock().clone()
+    }
+
+    /// A damaged page of some database's file, if one was found.
+    pub fn damage(&self) -> Option<PageDamage> {
+        self.states().iter().find_map(|state| state.replica.damage())
     }
 
     /// Where this node counts.

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use crate::page::page_set::{PageSetEncoder, PageSetHeader};
 use crate::page::store::PageStore;
-use crate::page::{Page, PageMap, PageNumber, PageSize, StateHash, Version, be32};
+use crate::page::{Page, PageDamage, PageMap, PageNumber, PageSize, StateHash, Version, be32};
 
 /// Bytes of the WAL's header and of a frame's.
 pub(super) const WAL_HEADER_BYTES: usize = 32;
@@ -83,6 +83,8 @@ struct State {
     /// Frames written and not committed; their images with slack (empty until written).
     pending: Vec<([u8; FRAME_HEADER_BYTES], Box<[u8]>)>,
     too_large: bool,
+    /// A damaged page that SQLite has asked for.
+    damaged: Option<PageDamage>,
     transactions: u64,
     /// Pages of the open group.
     group: BTreeSet<u32>,
@@ -115,6 +117,7 @@ impl Capture {
                 frames: Vec::new(),
                 pending: Vec::new(),
                 too_large: false,
+                damaged: None,
                 transactions: 0,
                 group: BTreeSet::new(),
                 sealed,
@@ -145,6 +148,18 @@ impl Capture {
     /// The bound, if a transaction has hit it since the last call.
     pub fn take_too_large(&self) -> Option<u64> {
         std::mem::take(&mut self.state.lock().too_large).then_some(self.max_transaction_bytes as u64)
+    }
+
+    /// A damaged page, if SQLite has asked for one since the last call.
+    pub fn take_damage(&self) -> Option<PageDamage> {
+        self.state.lock().damaged.take()
+    }
+
+    /// A page could not be read.
+    pub(super) fn note_failure(&self, error: &io::Error) {
+        if let Some(damage) = PageDamage::of(error) {
+            self.state.lock().damaged = Some(damage.clone());
+        }
     }
 
     pub fn open_group(&self) -> OpenGroup {
@@ -213,6 +228,14 @@ impl Capture {
         state.sealed = version;
         state.hash = hash;
         Ok(SealedGroup { version, state_hash: hash, page_set })
+    }
+
+    /// As if SQLite had written a page without having read it.
+    #[cfg(test)]
+    pub(crate) fn put_for_tests(&self, number: PageNumber, image: Vec<u8>) {
+        let mut state = self.state.lock();
+        self.store.put_captured(state.sealed.next(), [(number, Page::buffer_from(&image))]);
+        state.group.insert(number.0);
     }
 
     // ---- what the file methods of the WAL call
@@ -291,7 +314,8 @@ impl Capture {
 
     /// Ok(false): the WAL ends before the buffer does; the rest is zeros.
     pub(super) fn read_wal(&self, buffer: &mut [u8], offset: usize) -> Result<bool, Refused> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        let state = &mut *state;
         if offset < WAL_HEADER_BYTES {
             let part = state.wal_header.get(offset..offset + buffer.len()).ok_or(Refused::Io)?;
             buffer.copy_from_slice(part);
@@ -324,7 +348,10 @@ impl Capture {
                     _ => {
                         let number = PageNumber(be32(header, 0));
                         let newest = Version(u64::MAX);
-                        self.store.copy_at(number, newest, from, part).map_err(|_| Refused::Io)?;
+                        self.store.copy_at(number, newest, from, part).map_err(|error| {
+                            state.damaged = PageDamage::of(&error).cloned().or(state.damaged.take());
+                            Refused::Io
+                        })?;
                     }
                 }
                 done += count;

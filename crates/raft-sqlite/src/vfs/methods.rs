@@ -16,7 +16,7 @@ use rusqlite::ffi::{self, *};
 use super::capture::{Capture, Refused};
 use super::refuse;
 use crate::page::store::{PageError, PageStore, Pin, PinBound};
-use crate::page::{Page, PageMap, PageNumber, Version};
+use crate::page::{Page, PageDamage, PageMap, PageNumber, Version};
 
 /// The name the VFS is registered under.
 pub(super) const VFS_NAME: &str = "raft-sqlite";
@@ -34,12 +34,14 @@ pub(super) enum View {
 }
 
 /// What a reader connection is at.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ReadProgress {
     /// The version that it has pinned.
     pub pinned: Option<Version>,
     /// It asked for a page after its pin had become too old: the bound.
     pub too_old: Option<PinBound>,
+    /// It asked for a page that is damaged.
+    pub damaged: Option<PageDamage>,
 }
 
 struct Name {
@@ -178,8 +180,13 @@ impl ReaderFile {
                     if there { SQLITE_OK } else { SQLITE_IOERR_SHORT_READ }
                 }
                 Err(error) => {
-                    if let PageError::TooOld(bound) = &error {
-                        self.progress.lock().too_old = Some(*bound);
+                    match &error {
+                        PageError::TooOld(bound) => self.progress.lock().too_old = Some(*bound),
+                        PageError::Io(error) => {
+                            let damaged = PageDamage::of(error).cloned();
+                            let mut progress = self.progress.lock();
+                            progress.damaged = progress.damaged.take().or(damaged);
+                        }
                     }
                     read_failed(&error)
                 }
@@ -190,7 +197,7 @@ impl ReaderFile {
     fn set_lock(&mut self, level: c_int) {
         if level > 0 && self.pin.is_none() {
             let pin = self.store.pin();
-            *self.progress.lock() = ReadProgress { pinned: Some(pin.version()), too_old: None };
+            *self.progress.lock() = ReadProgress { pinned: Some(pin.version()), ..ReadProgress::default() };
             self.pin = Some(pin);
         }
         if level == 0 {
@@ -242,7 +249,10 @@ unsafe extern "C" fn x_read(file: *mut sqlite3_file, buffer: *mut c_void, amount
                 match store.copy_at(number, Version(u64::MAX), within, buffer) {
                     Ok(true) => SQLITE_OK,
                     Ok(false) => SQLITE_IOERR_SHORT_READ,
-                    Err(error) => read_failed(&error.into()),
+                    Err(error) => {
+                        capture.note_failure(&error);
+                        read_failed(&error.into())
+                    }
                 }
             }
             Kind::WriterWal(capture) => match capture.read_wal(buffer, offset) {

@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::page::Version;
 use crate::page::store::{PageStore, PinBound};
+use crate::page::{PageDamage, Version};
 use capture::Capture;
 use methods::View;
 use stop::StopCheck;
@@ -312,6 +312,11 @@ impl ReaderConnection {
     /// The bound that the last read transaction ran into, if it did.
     pub fn too_old(&self) -> Option<PinBound> {
         self.progress.lock().too_old
+    }
+
+    /// A damaged page that the last read transaction came upon.
+    pub fn damage(&self) -> Option<PageDamage> {
+        self.progress.lock().damaged.clone()
     }
 
     /// As [`WriterConnection::is_touched`].

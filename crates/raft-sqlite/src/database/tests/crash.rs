@@ -60,7 +60,7 @@ struct State {
 
 /// A disk in memory that loses power after a number of operations.
 #[derive(Clone, Default)]
-struct SimulatedDisk {
+pub(super) struct SimulatedDisk {
     state: Arc<Mutex<State>>,
 }
 
@@ -74,6 +74,11 @@ fn power_is_out() -> io::Error {
 }
 
 impl SimulatedDisk {
+    /// Operations left until the power goes.
+    pub(super) fn set_budget(&self, budget: Option<u64>) {
+        self.state.lock().budget = budget;
+    }
+
     fn step(state: &mut State) -> io::Result<()> {
         state.operations += 1;
         match &mut state.budget {
@@ -87,7 +92,7 @@ impl SimulatedDisk {
     }
 
     /// Of what was not synced, each sector and each truncation and each name is on the disk or not, at random.
-    fn crash(&self, random: &mut Random) {
+    pub(super) fn crash(&self, random: &mut Random) {
         let mut state = self.state.lock();
         for content in &mut state.files {
             for operation in std::mem::take(&mut content.pending) {
@@ -194,7 +199,7 @@ impl Disk for SimulatedDisk {
 }
 
 /// A log of PageSets, and the state hash after each.
-fn history(random: &mut Random) -> (Vec<bytes::Bytes>, Vec<u128>) {
+pub(super) fn history(random: &mut Random) -> (Vec<bytes::Bytes>, Vec<u128>) {
     let folder = tempfile::tempdir().unwrap();
     let leader = open(folder.path(), "leader", &options(512));
     let mut writer = leader.open_writer().unwrap();
@@ -214,12 +219,12 @@ fn history(random: &mut Random) -> (Vec<bytes::Bytes>, Vec<u128>) {
     (log, hashes)
 }
 
-fn on(disk: &SimulatedDisk) -> ReplicaOptions {
+pub(super) fn on(disk: &SimulatedDisk) -> ReplicaOptions {
     ReplicaOptions { disk: Arc::new(disk.clone()), ..options(512) }
 }
 
 /// Applies `upto` entries of the log, skipping what the replica has.
-fn replay(replica: &Replica, log: &[bytes::Bytes], upto: usize) {
+pub(super) fn replay(replica: &Replica, log: &[bytes::Bytes], upto: usize) {
     for page_set in &log[replica.committed().0 as usize..upto] {
         replica.apply(page_set).unwrap();
     }
@@ -243,7 +248,9 @@ fn recover_and_check(
     let version = replica.committed().0;
     assert!(version >= at_least, "version {version} is there, {at_least} was checkpointed");
     assert_eq!(mark.map_or(0, |mark| mark.version.0), version);
+    // Each page that is read is compared with its checksum; these with the mark.
     assert!(replica.verify().unwrap(), "version {version} does not have its own hash");
+    replica.check_sums().unwrap();
     if version > 0 {
         assert_eq!(replica.pin().state_hash().0, hashes[version as usize - 1]);
     }

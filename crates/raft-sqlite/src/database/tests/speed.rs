@@ -135,5 +135,16 @@ fn speed_of_reads() {
             reader.end().unwrap();
         }
         println!("{place}: {} point reads/s, 16 a transaction", per_second(reads, start.elapsed()));
+        let (start, mut scans) = (Instant::now(), 0u64);
+        while start.elapsed() < DURATION {
+            reader.begin().unwrap();
+            let total = "SELECT sum(length(v)) FROM kv";
+            let bytes: i64 = reader.connection().query_row(total, [], |row| row.get(0)).unwrap();
+            assert_eq!(bytes, 256 * PRELOADED);
+            reader.end().unwrap();
+            scans += 1;
+        }
+        let pages = scans * u64::from(leader.pin().page_count());
+        println!("{place}: {} pages/s in full scans", per_second(pages, start.elapsed()));
     }
 }
