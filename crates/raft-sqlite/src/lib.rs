@@ -31,6 +31,8 @@ pub mod metrics;
 
 mod client;
 mod consensus;
+#[cfg(test)]
+mod crash_tests;
 mod database;
 mod log;
 mod network;

@@ -547,35 +547,35 @@ impl Replica {
     }
 
     /// Removes the files of a database that was dropped.
-    pub fn remove_files(folder: &Path, name: &str) -> Result<(), DatabaseError> {
+    pub fn remove_files(disk: &dyn Disk, folder: &Path, name: &str) -> Result<(), DatabaseError> {
         let paths = Paths::new(folder, name);
         for path in paths.all() {
-            SystemDisk.remove(path).map_err(|error| DatabaseError::io(path, error))?;
+            disk.remove(path).map_err(|error| DatabaseError::io(path, error))?;
         }
-        SystemDisk.sync_folder(folder).map_err(|error| DatabaseError::io(folder, error))
+        disk.sync_folder(folder).map_err(|error| DatabaseError::io(folder, error))
     }
 
     /// Removes what a crash has left of a database that is made anew: everything since its making is in the log. A file that somebody
     /// else has put there (nothing of ours stands beside it) is moved out of the way.
-    pub fn remove_leftovers(folder: &Path, name: &str) -> Result<(), DatabaseError> {
+    pub fn remove_leftovers(disk: &dyn Disk, folder: &Path, name: &str) -> Result<(), DatabaseError> {
         let paths = Paths::new(folder, name);
-        let exists = |path: &Path| SystemDisk.open(path, false).map(|file| file.is_some());
+        let exists = |path: &Path| disk.open(path, false).map(|file| file.is_some());
         let ours = [&paths.wal, &paths.applied, &paths.new_applied];
         let is_ours = ours.iter().try_fold(false, |found, path| Ok(found || exists(path)?));
         let is_stray = is_ours
             .and_then(|ours| {
                 Ok(!ours
-                    && SystemDisk
+                    && disk
                         .open(&paths.database, false)?
                         .is_some_and(|file| file.length().is_ok_and(|length| length > 0)))
             })
             .map_err(|error| DatabaseError::io(&paths.database, error))?;
         if is_stray {
             let aside = folder.join(format!("{name}.sqlite.found-{:08x}", rand::random::<u32>()));
-            SystemDisk.rename(&paths.database, &aside).map_err(|error| DatabaseError::io(&aside, error))?;
+            disk.rename(&paths.database, &aside).map_err(|error| DatabaseError::io(&aside, error))?;
             tracing::warn!(path = %aside.display(), "a file that does not belong to this node stood in the place of a new database: moved");
         }
-        Self::remove_files(folder, name)
+        Self::remove_files(disk, folder, name)
     }
 }
 

@@ -26,7 +26,7 @@ const ZERO_CHUNK_BYTES: usize = 1024 * 1024;
 const MAX_OWNER_BYTES: u64 = 256;
 
 /// One directory.
-pub(super) trait Disk: Debug + Send + Sync {
+pub(crate) trait Disk: Debug + Send + Sync {
     /// The path of a name, for messages.
     fn path(&self, name: &str) -> PathBuf;
     /// Keeps others out for as long as the result lives.
@@ -47,7 +47,7 @@ pub(super) trait Disk: Debug + Send + Sync {
 }
 
 /// One open file.
-pub(super) trait DiskFile: Debug + Send + Sync {
+pub(crate) trait DiskFile: Debug + Send + Sync {
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
     /// Fills `buffer` from `offset` on.

@@ -69,7 +69,7 @@ impl Log {
         Self::open_on(Arc::new(DirectoryDisk::open(directory)?), options)
     }
 
-    pub(super) fn open_on(disk: Arc<dyn Disk>, options: &LogOptions) -> Result<Self, LogError> {
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, options: &LogOptions) -> Result<Self, LogError> {
         let Opened { shared, writer, lock } = open::open(disk, options)?;
         let thread = thread::Builder::new()
             .name("raft-log".to_owned())

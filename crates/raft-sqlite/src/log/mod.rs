@@ -41,7 +41,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 mod cache;
-mod disk;
+pub(crate) mod disk;
 mod error;
 mod handle;
 mod index;

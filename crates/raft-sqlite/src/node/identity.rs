@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::NodeId;
 use crate::config::{ClusterStart, NodeConfig, cluster_id, member_id};
 use crate::error::StartError;
-use crate::state_machine::catalog::write_synced;
+use crate::page::source::{SystemDisk, write_synced};
 
 const FILE_NAME: &str = "node.json";
 const FORMAT_VERSION: u32 = 1;
@@ -123,7 +123,7 @@ impl Identity {
         json.crc32c = checksum(&json);
         let path = data_dir.join(FILE_NAME);
         let text = serde_json::to_vec_pretty(&json).expect("invariant: plain JSON");
-        write_synced(&path, &text).map_err(|error| io(&path, error))
+        write_synced(&SystemDisk, &path, &text).map_err(|error| io(&path, error))
     }
 
     /// A data directory must be this node's own.

@@ -20,6 +20,8 @@ pub(crate) trait DiskFile: Send + Sync {
 
 /// A folder of files.
 pub(crate) trait Disk: Send + Sync {
+    /// Makes a folder and those above it; fine if it is there.
+    fn make_folder(&self, folder: &Path) -> io::Result<()>;
     /// Opens a file for reading and writing; makes it if `create`. None: it is not there.
     fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>>;
     /// Renames over whatever is there.
@@ -28,6 +30,27 @@ pub(crate) trait Disk: Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Renames and removals in `folder` so far survive a crash when this returns.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// The whole content of a small file; None: it is not there.
+pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = disk.open(path, false)? else { return Ok(None) };
+    let length = usize::try_from(file.length()?).map_err(io::Error::other)?;
+    let mut content = vec![0; length];
+    let count = file.read_at(&mut content, 0)?;
+    content.truncate(count);
+    Ok(Some(content))
+}
+
+/// Replaces a small file so that after a crash either the old or the new content is there; on disk when it returns.
+pub(crate) fn write_synced(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let file = disk.open(&new, true)?.ok_or(io::ErrorKind::NotFound)?;
+    file.set_length(0)?;
+    file.write_at(content, 0)?;
+    file.sync()?;
+    disk.rename(&new, path)?;
+    path.parent().map_or(Ok(()), |folder| disk.sync_folder(folder))
 }
 
 /// The operating system's files.
@@ -66,6 +89,10 @@ impl DiskFile for std::fs::File {
 }
 
 impl Disk for SystemDisk {
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(folder)
+    }
+
     fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>> {
         match std::fs::File::options().read(true).write(true).create(create).truncate(false).open(path) {
             Ok(file) => Ok(Some(Arc::new(file))),

@@ -4,8 +4,6 @@
 //! ahead of the catalog, never behind it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -14,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::MembershipRecord;
 use crate::database::DatabaseError;
 use crate::database::replica::LogPosition;
+use crate::page::source::{Disk, read_file, write_synced};
 
 const FILE_NAME: &str = "catalog.json";
 const FORMAT_VERSION: u32 = 1;
@@ -67,14 +66,10 @@ impl Catalog {
     ///
     /// # Errors
     /// Damage, a newer format, or an I/O error, with the file's name.
-    pub fn read(directory: &Path) -> Result<Catalog, DatabaseError> {
+    pub(crate) fn read(disk: &dyn Disk, directory: &Path) -> Result<Catalog, DatabaseError> {
         let path = directory.join(FILE_NAME);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Catalog::default());
-            }
-            Err(error) => return Err(DatabaseError::io(&path, error)),
+        let Some(text) = read_file(disk, &path).map_err(|error| DatabaseError::io(&path, error))? else {
+            return Ok(Catalog::default());
         };
         let damaged = |why: String| DatabaseError::Damaged { path: path.clone(), offset: 0, why };
         // First: a newer one may have other fields.
@@ -97,7 +92,7 @@ impl Catalog {
     }
 
     /// Replaces the catalog in `directory`; on disk when it returns.
-    pub fn write(&self, directory: &Path) -> Result<(), DatabaseError> {
+    pub(crate) fn write(&self, disk: &dyn Disk, directory: &Path) -> Result<(), DatabaseError> {
         let path = directory.join(FILE_NAME);
         let membership =
             match self.membership.bytes.as_ref() {
@@ -116,7 +111,7 @@ impl Catalog {
         };
         json.crc32c = checksum(&json);
         let text = serde_json::to_vec_pretty(&json).expect("invariant: a catalog is plain JSON");
-        write_synced(&path, &text).map_err(|error| DatabaseError::io(&path, error))
+        write_synced(disk, &path, &text).map_err(|error| DatabaseError::io(&path, error))
     }
 }
 
@@ -124,22 +119,12 @@ fn checksum(json: &CatalogJson) -> u32 {
     crc32c::crc32c(&serde_json::to_vec(json).expect("invariant: a catalog is plain JSON"))
 }
 
-/// Replaces a small file so that after a crash either the old or the new content is there; on disk when it returns.
-pub(crate) fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::page::source::SystemDisk;
 
     fn catalog() -> Catalog {
         Catalog {
@@ -195,16 +180,16 @@ mod tests {
     #[test]
     fn reads_what_it_wrote_and_refuses_a_changed_byte() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Catalog::read(folder.path()).unwrap(), Catalog::default());
-        catalog().write(folder.path()).unwrap();
-        let read = Catalog::read(folder.path()).unwrap();
+        assert_eq!(Catalog::read(&SystemDisk, folder.path()).unwrap(), Catalog::default());
+        catalog().write(&SystemDisk, folder.path()).unwrap();
+        let read = Catalog::read(&SystemDisk, folder.path()).unwrap();
         assert_eq!((read.position, read.databases.clone()), (catalog().position, catalog().databases));
         let path = folder.path().join(FILE_NAME);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("42", "43")).unwrap();
-        assert!(Catalog::read(folder.path()).unwrap_err().to_string().contains("checksum"));
+        assert!(Catalog::read(&SystemDisk, folder.path()).unwrap_err().to_string().contains("checksum"));
         fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 2")).unwrap();
-        assert!(matches!(Catalog::read(folder.path()), Err(DatabaseError::NewerFormat { found: 2, .. })));
+        assert!(matches!(Catalog::read(&SystemDisk, folder.path()), Err(DatabaseError::NewerFormat { found: 2, .. })));
     }
 
     proptest::proptest! {

@@ -136,8 +136,9 @@ pub(crate) struct Machine {
 impl Machine {
     /// Opens what the last checkpoint left in `setup.directory`.
     pub fn open(setup: MachineSetup) -> Result<Machine, DatabaseError> {
-        std::fs::create_dir_all(&setup.directory).map_err(|error| DatabaseError::io(&setup.directory, error))?;
-        let catalog = Catalog::read(&setup.directory)?;
+        let disk = &*setup.options.disk;
+        disk.make_folder(&setup.directory).map_err(|error| DatabaseError::io(&setup.directory, error))?;
+        let catalog = Catalog::read(disk, &setup.directory)?;
         let checkpointed = catalog.position.map_or(0, |position| position.index);
         let machine = Machine {
             inner: Arc::new(Inner {
@@ -391,7 +392,7 @@ impl Machine {
             return Ok(CommandOutcome::Unchanged);
         }
         self.forget_dropped(name).await?;
-        Replica::remove_leftovers(&self.inner.setup.directory, name)?;
+        Replica::remove_leftovers(&*self.inner.setup.options.disk, &self.inner.setup.directory, name)?;
         self.add_database(name, Version(position.index))?;
         Ok(CommandOutcome::Done)
     }
@@ -561,12 +562,13 @@ impl Machine {
 
     /// The databases of `catalog` are on disk up to it.
     fn write_catalog(&self, catalog: &Catalog, position: LogPosition) -> Result<(), DatabaseError> {
-        catalog.write(&self.inner.setup.directory)?;
+        let disk = &*self.inner.setup.options.disk;
+        catalog.write(disk, &self.inner.setup.directory)?;
         // What was dropped after the state was pinned still stands in the catalog.
         let forgotten: Vec<String> =
             self.inner.dropped.lock().iter().filter(|name| !catalog.databases.contains_key(*name)).cloned().collect();
         for name in forgotten {
-            Replica::remove_files(&self.inner.setup.directory, &name)?;
+            Replica::remove_files(disk, &self.inner.setup.directory, &name)?;
             self.inner.dropped.lock().remove(&name);
         }
         self.inner.checkpointed.fetch_max(position.index, Ordering::AcqRel);

@@ -160,6 +160,10 @@ impl DiskFile for SimulatedFile {
 }
 
 impl Disk for SimulatedDisk {
+    fn make_folder(&self, _folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn open(&self, path: &Path, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>> {
         let mut state = self.state.lock();
         let file = match state.names.get(path) {
