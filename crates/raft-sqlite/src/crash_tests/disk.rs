@@ -19,6 +19,7 @@ use crate::log::disk::{Disk as LogDisk, DiskFile as LogFile};
 use crate::page::source::{Disk, DiskFile};
 
 const SECTOR_BYTES: usize = 512;
+const EIO: i32 = 5;
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -180,6 +181,9 @@ struct Shared {
     /// Nothing grows from this operation on, until so many attempts have failed.
     full: Option<(u64, u64)>,
     refused: u64,
+    /// The operation with this number, from 0, fails; the next one may go well.
+    faulty: Option<u64>,
+    faults: u64,
     locked: bool,
 }
 
@@ -193,6 +197,10 @@ impl Shared {
             *left -= 1;
         }
         self.operations += 1;
+        if self.faulty == Some(self.operations - 1) {
+            self.faults += 1;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         if let Some(hook) = &mut self.hook {
             hook(&self.state);
         }
@@ -270,23 +278,14 @@ impl SimulatedDisk {
         self.shared.lock().refused
     }
 
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.shared.lock().state.names.keys().cloned().collect()
+    /// The operation after so many fails once.
+    pub(super) fn set_faulty(&self, operations: u64) {
+        self.shared.lock().faulty = Some(operations);
     }
 
-    pub(super) fn content(&self, path: &Path) -> Vec<u8> {
-        let shared = self.shared.lock();
-        shared.state.files[shared.state.names[path]].seen.clone()
-    }
-
-    /// Damage at rest.
-    pub(super) fn flip_bit(&self, path: &Path, bit: usize) {
-        let mut shared = self.shared.lock();
-        let file = shared.state.names[path];
-        let content = shared.content(file);
-        content.seen[bit / 8] ^= 1 << (bit % 8);
-        content.durable = content.seen.clone();
-        content.pending.clear();
+    /// How often one has failed.
+    pub(super) fn faults(&self) -> u64 {
+        self.shared.lock().faults
     }
 
     fn file(&self, file: usize) -> SimulatedFile {
@@ -344,11 +343,17 @@ impl DiskFile for SimulatedFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut shared = self.shared.lock();
-        shared.step()?;
+        let synced = shared.step();
         let content = shared.content(self.file);
-        content.durable.clone_from(&content.seen);
-        content.pending.clear();
-        Ok(())
+        for change in std::mem::take(&mut content.pending) {
+            match change {
+                // What a failed sync did not bring there is nobody's concern any more: the next one has nothing to do, and goes well.
+                _ if synced.is_err() => {}
+                Change::Write(offset, data) => write_into(&mut content.durable, offset, &data),
+                Change::SetLength(length) => content.durable.resize(length, 0),
+            }
+        }
+        synced
     }
 }
 

@@ -1,6 +1,6 @@
 //! A node's storage without the network: what a single voter does with its log, its state machine and its checkpoints.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -237,18 +237,4 @@ pub(super) fn run(disk: &SimulatedDisk, script: &Script, progress: &Progress) ->
         }
     }
     Ok(node)
-}
-
-/// What kind of file a path is, for counting.
-pub(super) fn kind_of(path: &Path) -> &'static str {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    match name {
-        "vote" => "vote",
-        "catalog.json" => "catalog",
-        _ if name.starts_with("segment-") => "segment",
-        _ if name.ends_with(".sqlite") => "database",
-        _ if name.ends_with(".sqlite-wal") => "wal",
-        _ if name.ends_with(".applied") => "applied",
-        _ => "other",
-    }
 }

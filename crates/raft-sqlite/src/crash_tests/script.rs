@@ -87,6 +87,7 @@ impl Leader {
         replica.commit_captured(group.version).unwrap();
         let command = Command::Pages {
             database: name.to_owned(),
+            tables: None,
             origin: Origin { node: 9, incarnation: 1, sequence },
             sidecars: Vec::new(),
             page_set: group.page_set,

@@ -160,8 +160,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE_NAME);
         fs::write(&path, GOLDEN).unwrap();
-        assert_eq!(Catalog::read(folder.path()).unwrap(), catalog());
-        catalog().write(folder.path()).unwrap();
+        assert_eq!(Catalog::read(&SystemDisk, folder.path()).unwrap(), catalog());
+        catalog().write(&SystemDisk, folder.path()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), GOLDEN);
     }
 
@@ -171,7 +171,7 @@ mod tests {
         // Also with fields that this version does not know, and without some that it does.
         for text in [&GOLDEN.replace("n\": 1,", "n\": 2,"), r#"{"format_version": 7, "other": [], "crc32c": "?"}"#] {
             fs::write(folder.path().join(FILE_NAME), text).unwrap();
-            let error = Catalog::read(folder.path()).unwrap_err();
+            let error = Catalog::read(&SystemDisk, folder.path()).unwrap_err();
             assert!(matches!(error, DatabaseError::NewerFormat { .. }), "{error}");
             assert!(error.to_string().contains("use the version that wrote it, or a newer one"), "{error}");
         }
@@ -200,7 +200,7 @@ mod tests {
             changed[at] = byte;
             for bytes in [bytes, changed] {
                 fs::write(folder.path().join(FILE_NAME), &bytes).unwrap();
-                if let Ok(read) = Catalog::read(folder.path()) {
+                if let Ok(read) = Catalog::read(&SystemDisk, folder.path()) {
                     // White space does not count.
                     proptest::prop_assert_eq!(read, catalog());
                 }

@@ -392,9 +392,25 @@ impl Machine {
             return Ok(CommandOutcome::Unchanged);
         }
         self.forget_dropped(name).await?;
-        Replica::remove_leftovers(&*self.inner.setup.options.disk, &self.inner.setup.directory, name)?;
-        self.add_database(name, Version(position.index))?;
+        while let Err(error) = self.make_database(name, position) {
+            self.wait_for_room(name, error, "a database cannot be made yet").await?;
+        }
         Ok(CommandOutcome::Done)
+    }
+
+    fn make_database(&self, name: &str, position: LogPosition) -> Result<(), DatabaseError> {
+        Replica::remove_leftovers(&*self.inner.setup.options.disk, &self.inner.setup.directory, name)?;
+        self.add_database(name, Version(position.index)).map(drop)
+    }
+
+    /// On a full disk waits a little, as the log does until there is room; what else may have gone wrong would not go away by itself.
+    async fn wait_for_room(&self, name: &str, error: DatabaseError, what: &str) -> Result<(), DatabaseError> {
+        if !is_full_disk(&error) || self.is_stopping() {
+            return Err(error);
+        }
+        tracing::warn!(database = name, %error, "{what}: trying again");
+        tokio::time::sleep(FORGET_RETRY_INTERVAL).await;
+        Ok(())
     }
 
     /// A new, empty database. Its versions begin at the index of the entry that made it, so that none is ever the same as one of a
@@ -406,16 +422,12 @@ impl Machine {
     }
 
     /// The catalog on disk names a dropped database of this name until the next checkpoint, and a restart would replay on its file: it
-    /// has to be forgotten before the file may go. On a full disk this waits for room, as the log does.
+    /// has to be forgotten before the file may go.
     async fn forget_dropped(&self, name: &str) -> Result<(), DatabaseError> {
         while self.inner.dropped.lock().contains(name) {
-            match self.checkpoint(self.pin()).await {
-                Ok(()) => {}
-                Err(error) if is_full_disk(&error) && !self.inner.stopping.load(Ordering::SeqCst) => {
-                    tracing::warn!(database = name, %error, "a database of this name was dropped, and its file cannot go yet: trying again");
-                    tokio::time::sleep(FORGET_RETRY_INTERVAL).await;
-                }
-                Err(error) => return Err(error),
+            if let Err(error) = self.checkpoint(self.pin()).await {
+                let what = "a database of this name was dropped, and its file cannot go yet";
+                self.wait_for_room(name, error, what).await?;
             }
         }
         Ok(())

@@ -39,7 +39,7 @@ fn closed(folder: &Path, page_size: u32) -> Vec<bytes::Bytes> {
     }
     drop(writer);
     drop(leader);
-    Replica::remove_files(folder, "leader").unwrap();
+    Replica::remove_files(&crate::page::source::SystemDisk, folder, "leader").unwrap();
     let replica = open(folder, "x", &options(page_size));
     for (index, page_set) in log[..2].iter().enumerate() {
         replica.apply(page_set).unwrap();
