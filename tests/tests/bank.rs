@@ -60,7 +60,7 @@ async fn transfer(db: &Database, id: i64, random: &mut StdRng) -> Result<Option<
 async fn teller(number: u64, addresses: Vec<String>, books: Arc<Books>, seed: u64) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed ^ ((number + 1) << 32));
     // Half of them know one member only.
-    let known = if number % 2 == 0 { addresses } else { vec![addresses[number as usize % NODES].clone()] };
+    let known = if number.is_multiple_of(2) { addresses } else { vec![addresses[number as usize % NODES].clone()] };
     let db = wait::until("a client", || async { Ok(Client::connect(known.clone()).await?) }).await?.database("bank");
     let mut id = number as i64 * 1_000_000;
     while !books.stop.load(Ordering::Relaxed) {
