@@ -26,7 +26,8 @@ const TELLERS: u64 = 8;
 const AUDITORS: u64 = 3;
 
 const SCHEMA: &str = "CREATE TABLE account(id INTEGER PRIMARY KEY, balance INTEGER NOT NULL CHECK (balance >= 0));
-    CREATE TABLE transfer(id INTEGER PRIMARY KEY, payer INTEGER NOT NULL REFERENCES account, payee INTEGER NOT NULL REFERENCES account, amount INTEGER NOT NULL);
+    CREATE TABLE transfer(id INTEGER PRIMARY KEY, payer INTEGER NOT NULL REFERENCES account,
+        payee INTEGER NOT NULL REFERENCES account, amount INTEGER NOT NULL);
     WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 9) INSERT INTO account SELECT i, 100 FROM n;";
 
 #[derive(Default)]

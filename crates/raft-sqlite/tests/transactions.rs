@@ -29,6 +29,11 @@ async fn handles(nodes: &Nodes) -> Vec<Database> {
     handles
 }
 
+/// Of those that stay open while a slow machine does other things.
+fn patient() -> TransactionOptions {
+    TransactionOptions { queue_timeout: Some(PATIENCE), idle_timeout: PATIENCE, total_timeout: PATIENCE }
+}
+
 async fn count(db: &Database) -> i64 {
     db.query_row("SELECT count(*) FROM t", ReadConsistency::Linearizable).await.unwrap().get(0).unwrap()
 }
@@ -57,7 +62,7 @@ async fn from_everywhere() {
     for (number, db) in handles.iter().enumerate() {
         let key = |k: usize| ("INSERT INTO t VALUES (?)", [(number * 10 + k) as i64]);
         let before = count(db).await;
-        let mut tx = db.begin().await.unwrap();
+        let mut tx = db.begin_with(patient()).await.unwrap();
         tx.execute(key(1)).await.unwrap();
         tx.savepoint("a \"b").await.unwrap();
         tx.execute(key(2)).await.unwrap();
@@ -127,7 +132,7 @@ async fn its_bounds() {
     for (number, db) in handles(&nodes).await.iter().enumerate() {
         db.execute("CREATE TABLE IF NOT EXISTS t(k)").await.unwrap();
         let short = Duration::from_millis(100);
-        let idle = TransactionOptions { idle_timeout: short, ..Default::default() };
+        let idle = TransactionOptions { idle_timeout: Duration::from_secs(1), ..Default::default() };
         let total = TransactionOptions { total_timeout: short, ..Default::default() };
         let mut tx = db.begin_with(idle).await.unwrap();
         tx.execute("INSERT INTO t VALUES (1)").await.unwrap();
@@ -181,8 +186,11 @@ async fn deadlines_stop_what_never_ends() {
                 Err(error @ ReadError::DeadlinePassed(_)) => assert_eq!(error.class(), ErrorClass::Retryable),
                 other => panic!("{other:?}"),
             }
-            let mut rows = short.query_stream(ENDLESS, consistency).await.unwrap();
-            assert!(matches!(rows.next_row().await, Err(ReadError::DeadlinePassed(_))));
+            let error = match short.query_stream(ENDLESS, consistency).await {
+                Ok(mut rows) => rows.next_row().await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert!(matches!(error, ReadError::DeadlinePassed(_)), "{error:?}");
         }
         match short.execute(&format!("INSERT INTO t {ENDLESS}")).await {
             Err(WriteError::Timeout(_)) => {}
@@ -208,7 +216,7 @@ async fn a_caller_that_goes_away_stops_what_it_asked_for() {
     let leader = nodes.leader().await;
     let db = leader.database("app");
     db.execute("CREATE TABLE t(k INTEGER PRIMARY KEY)").await.unwrap();
-    let tx = db.begin().await.unwrap();
+    let tx = db.begin_with(patient()).await.unwrap();
     // Behind an open transaction: given up before it has begun, it never begins.
     let waiting = tokio::spawn({
         let db = db.clone();
@@ -247,13 +255,12 @@ async fn turns_are_taken_in_order() {
         clients
     };
     clients[0].execute("CREATE TABLE t(k)").await.unwrap();
-    let first = clients[0].begin().await.unwrap();
+    let first = clients[0].begin_with(patient()).await.unwrap();
     let mut waiting = Vec::new();
     for (number, db) in clients.iter().enumerate() {
         let db = db.clone();
         waiting.push(tokio::spawn(async move {
-            let options = TransactionOptions { queue_timeout: Some(PATIENCE), ..Default::default() };
-            let mut tx = db.begin_with(options).await.unwrap();
+            let mut tx = db.begin_with(patient()).await.unwrap();
             tx.execute(("INSERT INTO t VALUES (?)", [number as i64])).await.unwrap();
             tx.commit().await.unwrap();
         }));
@@ -279,8 +286,7 @@ async fn many_programs_count_together() {
         let address = addresses(&nodes).swap_remove(number % 3);
         tasks.spawn(async move {
             let db = Client::connect([address]).await.unwrap().database("app");
-            let options = TransactionOptions { queue_timeout: Some(PATIENCE), ..Default::default() };
-            let mut tx = db.begin_with(options).await.unwrap();
+            let mut tx = db.begin_with(patient()).await.unwrap();
             let k: i64 = tx.query_row("SELECT k FROM t").await.unwrap().get(0).unwrap();
             tx.execute(("UPDATE t SET k = ?", [k + 1])).await.unwrap();
             tx.commit().await.unwrap();
@@ -332,7 +338,7 @@ async fn lost_with_the_leader() {
             _ => Client::connect(addresses(&nodes)).await.unwrap().database(&name),
         };
         db.execute("CREATE TABLE t(k INTEGER PRIMARY KEY)").await.unwrap();
-        let mut tx = db.begin().await.unwrap();
+        let mut tx = db.begin_with(patient()).await.unwrap();
         tx.execute("INSERT INTO t VALUES (1)").await.unwrap();
         open.push((db, tx));
     }

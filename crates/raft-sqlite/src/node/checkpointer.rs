@@ -1,5 +1,6 @@
 //! When a checkpoint is due: after so many entries or so many bytes of page images in memory, and at once for a new database or a dropped
-//! one. A leader whose disk is full, or whose files are damaged, hands over. And what is purged of the log: all but the newest checkpointed entries, and those that a member being sent a snapshot will need.
+//! one. And what is purged of the log: all but the newest checkpointed entries, and those that a member being sent a snapshot will need.
+//! A leader whose disk is full, or whose files are damaged, hands over.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -131,7 +131,10 @@ async fn metrics_tell_what_happened() {
     release.send(()).unwrap();
     long_read.await.unwrap().unwrap().unwrap();
     until(leader, "raft_sqlite_database_readers", |readers| readers == 0.0).await;
-    // Checkpoints (every 40 entries).
+    // Checkpoints (every 40 entries, and a first one whenever it came).
+    for key in 1000..1060i64 {
+        database.execute(("INSERT INTO t VALUES (?, randomblob(2000))", [key])).await.unwrap();
+    }
     until(leader, "raft_sqlite_checkpoint_duration_seconds", |count| count >= 1.0).await;
     until(leader, "raft_sqlite_checkpoint_pages_total", |pages| pages >= 20.0).await;
     let pages = value(&leader.metrics(), "raft_sqlite_checkpoint_pages_total");
